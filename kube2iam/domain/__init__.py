@@ -1,0 +1,1 @@
+"""Values and rules: who is calling, which role, may it. No I/O, nothing asynchronous."""
