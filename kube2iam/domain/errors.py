@@ -15,6 +15,7 @@ class Reason(Enum):
     ROLE_MALFORMED = "role-malformed", 403
     ANNOTATION_INVALID = "annotation-invalid", 403
     NAMESPACE_DENIED = "namespace-denied", 403
+    NAMESPACE_UNREADABLE = "namespace-unreadable", 403
     OTHER_ROLE = "other-role", 403
     NODE_ADDRESS = "node-address", 403
     UNKNOWN_ADDRESS = "unknown-address", 503
