@@ -13,7 +13,6 @@ import re2
 
 from kube2iam.domain.arn import BaseArn, RoleArn
 
-
 _EXPECTED = 'it is not a JSON array of texts, such as ["app", "team/*"]'
 
 
