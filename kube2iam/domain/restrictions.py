@@ -60,23 +60,28 @@ def _patterns(text: str, pattern_format: PatternFormat, base: BaseArn | None) ->
 
 
 def _compile(entry: str, pattern_format: PatternFormat, base: BaseArn | None) -> Any:
-    prefix = "" if base is None else str(base)
-    if pattern_format is PatternFormat.GLOB:
-        whole = entry if entry.lower().startswith("arn:") else prefix + entry.removeprefix("/")
-        expression = ".*".join(re2.escape(part) for part in whole.split("*"))
-    elif entry.startswith(("arn:", "^arn:")):
-        expression = entry
-    else:
-        inner = entry.removeprefix("^")
-        if inner.endswith("$") and not inner.endswith("\\$"):
-            inner = inner[:-1]
-        # The group keeps an alternative from escaping the base: without it, `app|.*` would allow every account.
-        expression = f"{re2.escape(prefix)}(?:{inner})"
     options = re2.Options()
     options.log_errors = False
     try:
-        if expression is not entry:
-            re2.compile(entry if pattern_format is PatternFormat.REGEXP else expression, options)
-        return re2.compile(expression, options)
+        if pattern_format is PatternFormat.GLOB:
+            return re2.compile(_glob(entry, base), options)
+        re2.compile(entry, options)  # alone too: `x)|(.*` would be valid inside the group and escape from it
+        return re2.compile(_whole(entry, base), options)
     except (re2.error, UnicodeEncodeError):
         raise UnreadableAnnotationError(f"{entry!r} is not a regular expression in RE2 syntax") from None
+
+
+def _glob(entry: str, base: BaseArn | None) -> str:
+    whole = entry if entry.lower().startswith("arn:") else f"{base or ''}{entry.removeprefix('/')}"
+    return ".*".join(re2.escape(part) for part in whole.split("*"))
+
+
+def _whole(entry: str, base: BaseArn | None) -> str:
+    """The expression that a whole ARN must match: `entry` itself, or completed with the base ARN."""
+    if entry.startswith(("arn:", "^arn:")):
+        return entry
+    inner = entry.removeprefix("^")
+    if inner.endswith("$") and not inner.endswith("\\$"):
+        inner = inner[:-1]
+    # The group keeps an alternative from escaping the base: without it, `app|.*` would allow every account.
+    return f"{re2.escape(str(base or ''))}(?:{inner})"
