@@ -35,6 +35,8 @@ _SEGMENT = "/[A-Za-z0-9][A-Za-z0-9._:-]{0,63}"
 _LEAF = re.compile(rf"{_ONE_BELOW}{_SEGMENT}", re.ASCII)
 _DEEP = re.compile(rf"{_ALL_BELOW}(?:{_SEGMENT}){{1,6}}", re.ASCII)
 _DIRECTORY = re.compile(rf"meta-data|dynamic|{_ONE_BELOW}|{_ALL_BELOW}|meta-data/network(?:/interfaces)?", re.ASCII)
+_UNLISTED = "dynamic/instance-identity"
+"""Has a value that may be read, and no listing, which would name the signed documents."""
 
 PROTECTED = (
     "iam",
@@ -104,7 +106,10 @@ class Allowlist:
 
     def shown(self, directory: str, entry: str) -> bool:
         """Whether the listing of `directory` may show `entry`, which ends with a slash if it is a directory itself."""
-        found = self.check(f"{directory}/{entry.removesuffix('/')}")
+        path = f"{directory}/{entry.removesuffix('/')}"
+        if path == _UNLISTED:
+            return not self.denied(path)
+        found = self.check(path)
         return found is not None and (found is not Allowed.LEAF or not entry.endswith("/"))
 
     def hidden(self, path: str, line: str) -> bool:
