@@ -1,0 +1,116 @@
+"""What the routes work with: one request, and the parts of the agent that answer it.
+
+A route is a function `(front, request, target) -> Reply | Awaitable[Reply]`. It returns a `Reply` whenever it can
+answer at once; what must wait is a coroutine, and only that is counted against a pod's limits. A route may raise
+RefusedError, at once or from its coroutine: the server turns the denial into its reply.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kube2iam.domain.errors import Denial
+from kube2iam.domain.pod import Namespace, Pod
+from kube2iam.domain.roles import Credentials, Grant
+from kube2iam.imds.allowlist import Allowlist
+from kube2iam.imds.paths import Target
+from kube2iam.imds.replies import CredentialReplies, Reply
+
+TOKEN = b"x-aws-ec2-metadata-token"
+TTL = b"x-aws-ec2-metadata-token-ttl-seconds"
+FORWARDED_FOR = b"x-forwarded-for"
+
+
+class Request:
+    """One request whose HTTP is sound. Header names are lower-case; only those that a rule reads are kept."""
+
+    __slots__ = ("address", "deadline", "headers", "method", "target")
+
+    def __init__(self, method: bytes, target: bytes, headers: dict[bytes, bytes], address: str) -> None:
+        self.method = method
+        self.target = target
+        """As it came, unread."""
+        self.headers = headers
+        self.address = address
+        """Who asks: the peer's canonical address, fixed at accept."""
+        self.deadline: float | None = None
+        """Loop time until which it may wait, set when it first has to."""
+
+
+class Resolver(Protocol):
+    """Who is calling, which role it may have, and the credentials. Deadlines are loop times."""
+
+    def peek(self, address: str) -> Grant:
+        """The grant as known now; raises RefusedError."""
+
+    async def grant(self, address: str, deadline: float) -> Grant:
+        """The grant, waited for while its lack may pass; raises RefusedError."""
+
+    def warm(self, grant: Grant) -> Credentials | None:
+        """Credentials that are at hand."""
+
+    def start(self, grant: Grant) -> None:
+        """Begin to fetch the credentials, for nobody in particular."""
+
+    async def credentials(self, grant: Grant, deadline: float) -> Credentials:
+        """The credentials, waited for; raises RefusedError."""
+
+
+class Pods(Protocol):
+    """The index of this node's pods and the namespaces."""
+
+    def find(self, address: str) -> Pod | Denial:
+        """The pod at the address."""
+
+    def namespace(self, name: str) -> Namespace | None:
+        """The namespace, if known."""
+
+
+class Tokens(Protocol):
+    """Session tokens (IMDSv2)."""
+
+    def mint(self, address: str, uid: str | None, ttl: int) -> bytes:
+        """A token for the address, and for the pod where it is known; `ttl` in seconds."""
+
+    def verify(self, token: bytes, address: str, uid: str | None) -> bool:
+        """Whether the token is this address's and still lives."""
+
+
+class Upstream(Protocol):
+    """The real metadata service."""
+
+    def peek(self, path: str) -> Reply | None:
+        """The answer for a value that never changes and is at hand."""
+
+    async def get(self, path: str, deadline: float | None) -> Reply:
+        """What a pod may see of the answer for an allowed path."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """What is behind the pods' port."""
+
+    resolver: Resolver
+    pods: Pods
+    tokens: Tokens
+    upstream: Upstream
+    allowlist: Allowlist = field(default_factory=Allowlist)
+    """Of the paths that pass through: the one that targets are parsed with."""
+    rendered: CredentialReplies = field(default_factory=CredentialReplies)
+    clock: Callable[[], float] = time.time
+    hold: float = 0.8
+    """Seconds that one request may wait, for its address and for STS together."""
+    require_token: bool = False
+    """Whether a request without a session token is answered 401, unless its namespace says otherwise."""
+
+    def deadline(self, request: Request) -> float:
+        """The loop time until which `request` may wait: one budget, whatever it waits for."""
+        if request.deadline is None:
+            request.deadline = asyncio.get_running_loop().time() + self.hold
+        return request.deadline
+
+
+Answer = Reply | Awaitable[Reply]
+Function = Callable[[Front, Request, Target], Answer]
