@@ -92,7 +92,7 @@ class Upstream:
         return self._constants.get(path)
 
     async def get(self, path: str, deadline: float | None = None) -> Reply:
-        """What a pod may see of the answer for `path`, a row of the allowlist: 200 and its body, empty 404 or empty 503.
+        """What a pod may see of the answer for `path`, a row of the allowlist: 200 and its body, or empty 404 or 503.
 
         `deadline` is a loop time. Callers for one path share one request, which goes on when a caller leaves.
         """
