@@ -72,6 +72,12 @@ class PodIndex:
             self._deleted.popitem(last=False)
         self._wake({EVERY, *touched, *self._doubtful_addresses()})
 
+    def forget_pod(self, uid: str) -> None:
+        """Know nothing of this pod until it is seen again: what came of it last could not be read."""
+        touched = self._addresses_of(uid)
+        self._drop(uid)
+        self._wake({EVERY, *touched, *self._doubtful_addresses()})
+
     def replace_namespaces(self, namespaces: Iterable[Namespace]) -> None:
         """Take `namespaces` as all there are: the answer to a LIST."""
         self._namespaces = {namespace.name: namespace for namespace in namespaces}
