@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from kube2iam.domain.annotations import InvalidAnnotationError
 from kube2iam.domain.arn import BaseArn, MalformedRoleError, RoleArn, complete
 from kube2iam.domain.errors import Denial, Reason
 from kube2iam.domain.pod import Namespace, Pod
 from kube2iam.domain.restrictions import Enforcement, Restrictions, UnreadableAnnotationError
 from kube2iam.domain.roles import Decision, Grant
-from kube2iam.domain.session import InvalidAnnotationError, SessionShape
+from kube2iam.domain.session import SessionShape
 
 NAMESPACE_DEFAULT = "iam.amazonaws.com/default-role"
 """A namespace's annotation: the role of its pods that name none (`--namespace-default-roles`)."""
@@ -37,7 +38,7 @@ class Policy:
         """The grant of `pod`, or why it gets nothing. `namespace` is None while the watch has not shown it."""
         if self.discovering:
             return Denial(Reason.NOT_READY, "the base ARN is still being discovered from the metadata service")
-        if namespace is None and self._needs_namespace:
+        if namespace is None and (self._needs_namespace or self.shape.needs_namespace(pod)):
             return Denial(Reason.UNKNOWN_NAMESPACE, f"the namespace {pod.namespace} is not known yet")
         for source, rule in RULES:
             role = rule(self, pod, namespace)

@@ -1,0 +1,128 @@
+"""Session tags: those of EKS Pod Identity, and those of the pod's annotations that its namespace allows. Pure.
+
+Limits: https://docs.aws.amazon.com/IAM/latest/UserGuide/id_session-tags.html
+"""
+
+import unicodedata
+from dataclasses import dataclass
+
+from kube2iam.domain.annotations import InvalidAnnotationError, json_texts, shorten
+from kube2iam.domain.pod import Namespace, Pod
+
+ALLOWED_TAGS = "iam.amazonaws.com/allowed-session-tags"
+"""Namespace annotation: JSON array of the tag keys, or patterns with `*`, that its pods may set."""
+
+
+_RESERVED = frozenset(
+    (
+        "eks-cluster-arn",
+        "eks-cluster-name",
+        "kubernetes-namespace",
+        "kubernetes-pod-name",
+        "kubernetes-pod-uid",
+        "kubernetes-service-account",
+    )
+)
+"""The tags of EKS Pod Identity, on which trust policies rely: no annotation may set them.
+
+https://docs.aws.amazon.com/eks/latest/userguide/pod-id-abac.html
+"""
+
+
+_MOST_TAGS = 50
+_LONGEST_KEY = 128
+_LONGEST_VALUE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class SessionTags:
+    """Makes the tags of sessions."""
+
+    prefix: str = "iam.amazonaws.com/session-tag."
+    """Beginning of the pod annotations that are tags; the key follows it."""
+    cluster: str = ""
+    """Value of `eks-cluster-name`; if empty, there is no such tag."""
+
+    def keep(self, annotation: str) -> bool:
+        """Whether `of` reads this annotation of a pod or a namespace."""
+        return annotation == ALLOWED_TAGS or annotation.startswith(self.prefix)
+
+    def asked_by(self, pod: Pod) -> dict[str, str]:
+        """The pod's annotations that are tags: name and value."""
+        annotations = pod.annotations or {}
+        return {name: value for name, value in annotations.items() if name.startswith(self.prefix)}
+
+    def of(self, pod: Pod, namespace: Namespace | None) -> tuple[tuple[str, str], ...]:
+        """The session's tags, sorted by key; raises InvalidAnnotationError."""
+        tags = {
+            "kubernetes-namespace": pod.namespace,
+            "kubernetes-pod-name": pod.name,
+            "kubernetes-pod-uid": pod.uid,
+            "kubernetes-service-account": pod.service_account,
+        }
+        if self.cluster:
+            tags["eks-cluster-name"] = self.cluster
+        if asked := self.asked_by(pod):
+            tags |= self._asked(asked, _allowed(namespace))
+        if len(tags) > _MOST_TAGS:
+            raise InvalidAnnotationError(
+                f"annotations {self.prefix}*: {len(tags)} tags with the agent's own; STS takes at most {_MOST_TAGS}"
+            )
+        return tuple(sorted(tags.items()))
+
+    def _asked(self, annotations: dict[str, str], allowed: tuple[str, ...]) -> dict[str, str]:
+        tags: dict[str, str] = {}
+        taken = set(_RESERVED)
+        for annotation, value in annotations.items():
+            key = annotation.removeprefix(self.prefix)
+            problem = _problem(key, value, taken, allowed)
+            if problem:
+                raise InvalidAnnotationError(f"annotation {annotation}: {problem}")
+            taken.add(key.lower())
+            tags[key] = value
+        return tags
+
+
+def _problem(key: str, value: str, taken: set[str], allowed: tuple[str, ...]) -> str | None:
+    """Why a pod may not set this tag, or None. STS does not tell keys apart that differ in case only."""
+    if not 1 <= len(key) <= _LONGEST_KEY or not _taggable(key):
+        return "what follows the prefix is not a tag's key"
+    if len(value) > _LONGEST_VALUE or not _taggable(value):
+        return (
+            f"{shorten(value)} is not a tag's value; write at most {_LONGEST_VALUE} letters, digits, spaces or _.:/=+-@"
+        )
+    if key.lower() in taken:
+        return f"the tag {key} is set already, in this or another spelling; remove the annotation"
+    if not any(_glob(pattern.lower(), key.lower()) for pattern in allowed):
+        return f'the namespace does not allow the tag; add "{key}" to its annotation {ALLOWED_TAGS}'
+    return None
+
+
+def _allowed(namespace: Namespace | None) -> tuple[str, ...]:
+    text = namespace.annotation(ALLOWED_TAGS) if namespace else None
+    allowed = json_texts(text) if text else ()
+    if allowed is None:
+        raise InvalidAnnotationError(
+            f"annotation {ALLOWED_TAGS} of the namespace allows nothing: it is not a JSON array of texts, "
+            'such as ["team", "cost-*"]'
+        )
+    return allowed
+
+
+def _taggable(text: str) -> bool:
+    return all(char in "_.:/=+-@" or unicodedata.category(char)[0] in "LZN" for char in text)
+
+
+def _glob(pattern: str, text: str) -> bool:
+    """Whether `pattern`, in which `*` stands for any run, is the whole of `text`. Linear in both."""
+    first, *others = pattern.split("*")
+    if not others:
+        return pattern == text
+    if not text.startswith(first):
+        return False
+    at, last = len(first), others.pop()
+    for part in others:
+        at = text.find(part, at) + len(part)
+        if at < len(part):
+            return False
+    return len(text) - at >= len(last) and text.endswith(last)
