@@ -38,7 +38,7 @@ class Policy:
         """The grant of `pod`, or why it gets nothing. `namespace` is None while the watch has not shown it."""
         if self.discovering:
             return Denial(Reason.NOT_READY, "the base ARN is still being discovered from the metadata service")
-        if namespace is None and (self._needs_namespace or self.shape.needs_namespace(pod)):
+        if namespace is None and self._needs_namespace(pod):
             return Denial(Reason.UNKNOWN_NAMESPACE, f"the namespace {pod.namespace} is not known yet")
         for source, rule in RULES:
             role = rule(self, pod, namespace)
@@ -48,9 +48,9 @@ class Policy:
                 return self._grant(role, source, pod, namespace)
         return Denial(Reason.NO_ROLE, f"{pod} has no {self.role_key} annotation and there is no default role")
 
-    @property
-    def _needs_namespace(self) -> bool:
-        return self.namespace_defaults or self.restrictions.enforcement is not Enforcement.OFF
+    def _needs_namespace(self, pod: Pod) -> bool:
+        restricted = self.restrictions.enforcement is not Enforcement.OFF
+        return self.namespace_defaults or restricted or self.shape.needs_namespace(pod)
 
     def _grant(self, role: str, source: str, pod: Pod, namespace: Namespace | None) -> Decision:
         try:

@@ -1,0 +1,65 @@
+"""Tells people what was decided about a pod: one log line and, for a no, one Kubernetes Event, each time it changes."""
+
+import logging
+from typing import Protocol
+
+from kube2iam.domain.errors import Denial, Reason
+from kube2iam.domain.pod import Pod
+from kube2iam.domain.roles import Decision, Grant
+
+log = logging.getLogger(__name__)
+
+_SILENT = frozenset({Reason.NO_ROLE, Reason.NOT_READY, Reason.UNKNOWN_NAMESPACE})
+"""Denials that are nobody's mistake: most pods of a cluster ask for no role, and what is not known yet will be."""
+
+
+class Recorder(Protocol):
+    """Posts Kubernetes Events; never blocks and never fails."""
+
+    def record(self, kind: str, namespace: str, name: str, uid: str, reason: str, message: str) -> None:
+        """A Warning about one object."""
+
+
+class Reports:
+    """Hears of every decision that changes."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def decided(self, pod: Pod, decision: Decision) -> None:
+        """A pod's decision is new or another one."""
+        if isinstance(decision, Denial):
+            self._denied(pod, decision)
+        else:
+            self._granted(pod, decision)
+
+    def refused(self, pod: Pod, denial: Denial) -> None:
+        """STS said no to what the pod was granted."""
+        self._tell(pod, denial, "role refused by STS")
+
+    def _granted(self, pod: Pod, grant: Grant) -> None:
+        log.info("role granted", extra=_fields(pod) | {"pod.iam.role": str(grant.arn), "role.source": grant.source})
+        if grant.would_deny is not None:
+            why = grant.would_deny.explanation
+            log.warning("role would be denied", extra=_fields(pod) | {"pod.iam.role": str(grant.arn), "why": why})
+
+    def _denied(self, pod: Pod, denial: Denial) -> None:
+        if denial.reason in _SILENT:
+            log.debug("no role", extra=_fields(pod) | {"reason": denial.reason.code, "why": denial.explanation})
+            return
+        self._tell(pod, denial, "role denied")
+        if denial.reason is Reason.NAMESPACE_UNREADABLE:
+            self._recorder.record("Namespace", "", pod.namespace, "", _event_reason(denial), denial.explanation)
+
+    def _tell(self, pod: Pod, denial: Denial, said: str) -> None:
+        log.warning(said, extra=_fields(pod) | {"reason": denial.reason.code, "why": denial.explanation})
+        self._recorder.record("Pod", pod.namespace, pod.name, pod.uid, _event_reason(denial), denial.explanation)
+
+
+def _event_reason(denial: Denial) -> str:
+    """The denial's code in the form of an Event's reason: `NamespaceDenied`."""
+    return denial.reason.code.title().replace("-", "")
+
+
+def _fields(pod: Pod) -> dict[str, str]:
+    return {"pod.namespace": pod.namespace, "pod.name": pod.name, "ns.name": pod.namespace}
