@@ -1,0 +1,143 @@
+"""The nftables backend: a table of our own, `kube2iam`, in the families `ip` and `ip6`.
+
+Two families instead of `inet`, because nat chains in `inet` need Linux 5.2. The table is loaded in one transaction,
+so that no packet meets half a rule, and no other table is ever touched. Other tools' `iptables -F` does not reach it.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import Mapping
+
+from kube2iam.redirect.nft_table import TABLE, Object, State, objects_of, read, replacing, state_of, table_of
+from kube2iam.redirect.routes import families
+from kube2iam.redirect.rule import Family, MissingToolError, RedirectError, RedirectRule, Status
+
+_TIMEOUT = 10.0
+
+
+class NftBackend:
+    """Redirects with `nft`. Needs CAP_NET_ADMIN."""
+
+    name = "nft"
+
+    def __init__(self) -> None:
+        self._loaded: dict[Family, tuple[State, State | None]] = {}
+
+    def require(self) -> None:
+        """Raise MissingToolError if nft is not installed."""
+        if shutil.which("nft") is None:
+            raise MissingToolError(
+                "nft is not installed: install the package nftables, or use --redirect-backend=legacy"
+            )
+
+    async def ensure(self, rule: RedirectRule) -> str:
+        """Make the tables say `rule`; returns what had to be mended, empty if nothing. Raises RedirectError."""
+        amiss: dict[Family, str] = {}
+        for family in families(rule):
+            found = await _list(family)
+            if not self._fits(family, rule, found):
+                amiss[family] = f"table {family.table} {TABLE} was {'missing' if found is None else 'different'}"
+        if amiss:
+            await _load([command for family in amiss for command in replacing(family, rule)])
+            for family in amiss:
+                self._loaded[family] = state_of(objects_of(family, rule)), await _list(family)
+        return ", ".join(amiss.values())
+
+    def _fits(self, family: Family, rule: RedirectRule, found: State | None) -> bool:
+        wanted = state_of(objects_of(family, rule))
+        # Another version of nft may print what we load in other words. What it printed just after we loaded it is then
+        # what to compare with, so that a matter of spelling is not taken for somebody's change.
+        return found == wanted or (found is not None and self._loaded.get(family) == (wanted, found))
+
+    async def remove(self) -> bool:
+        """Take our tables away; returns whether there were any. Raises RedirectError."""
+        there = [family for family in Family if await _list(family) is not None]
+        if there:
+            await _load([{"delete": table_of(family)} for family in there])
+        return bool(there)
+
+    async def status(self) -> Status:
+        """What our tables say, and who else redirects."""
+        whole, lines = [], []
+        for family in Family:
+            found = await _list(family)
+            rule = None if found is None else read(family, found)
+            if rule:
+                lines.append(f"nft: {family.metadata} from {rule.interfaces} -> {rule.where(family)}")
+            elif found is not None:
+                lines.append(f"nft: table {family.table} {TABLE} is not as kube2iam writes it; install mends it")
+            if found is not None:
+                whole.append(rule is not None)
+        lines += [f"nft: not ours, in ip nat PREROUTING: {line}" for line in await _foreign()]
+        return Status(bool(whole) and all(whole), tuple(lines) or ("nft: nothing",))
+
+
+async def _list(family: Family) -> State | None:
+    """Our table in `family` as it is in the kernel, or None."""
+    try:
+        listing = await _nft("-j", "list", "table", family.table, TABLE)
+    except _AbsentError:
+        return None
+    return state_of(json.loads(listing)["nftables"])
+
+
+async def _load(commands: list[Object]) -> None:
+    """Carry out `commands`, all or none of them."""
+    await _nft("-j", "-f", "-", document=json.dumps({"nftables": commands}))
+
+
+async def _foreign() -> list[str]:
+    """Rules that the iptables of other tools (its nft variant) keeps for the metadata address, as nft prints them."""
+    try:
+        listing = await _nft("list", "chain", "ip", "nat", "PREROUTING")
+    except RedirectError:
+        return []
+    return [line.strip() for line in listing.splitlines() if Family.IPV4.metadata in line]
+
+
+class _AbsentError(RedirectError):
+    """What was to be listed is not there."""
+
+
+async def _nft(*arguments: str, document: str = "") -> str:
+    """What `nft` prints; raises RedirectError."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "nft",
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except OSError as error:
+        raise RedirectError(f"nft cannot be run: {error.strerror}: install the package nftables") from error
+    try:
+        async with asyncio.timeout(_TIMEOUT):
+            output, errors = await process.communicate(document.encode())
+    except TimeoutError:
+        raise RedirectError(f"nft did not answer within {_TIMEOUT:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        raise _refusal(errors.decode(errors="replace"))
+    return output.decode()
+
+
+_MENDS: Mapping[str, str] = {
+    "Operation not permitted": "the process needs the capability NET_ADMIN",
+    "not supported": "this kernel has no nftables nat: use --redirect-backend=legacy",
+    "JSON support not compiled-in": "this nft was built without JSON: install one that was",
+}
+
+
+def _refusal(errors: str) -> RedirectError:
+    said = next((line for line in errors.splitlines() if line.strip()), "no reason given")
+    if "No such file or directory" in said and "list" in errors:
+        return _AbsentError(said)
+    mend = next((mend for sign, mend in _MENDS.items() if sign in errors), "")
+    return RedirectError(f"nft: {said.removeprefix('Error: ').strip()}" + (f": {mend}" if mend else ""))
