@@ -4,7 +4,7 @@ What each category holds: https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/in
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import Enum
 from typing import Protocol
 
@@ -92,13 +92,9 @@ class Allowlist:
         """How `path` is answered, or None where it is not allowed."""
         if self.denied(path):
             return None
-        if path in _LEAVES or _LEAF.fullmatch(path):
-            return Allowed.LEAF
-        if _DIRECTORY.fullmatch(path):
-            return Allowed.DIRECTORY
-        if _DEEP.fullmatch(path) or self._opened(path):
-            return Allowed.EITHER
-        return None
+        words = [word for word in PROTECTED if word in path.lower()]
+        row = None if words else _row(path)
+        return row or (Allowed.EITHER if self._opened(path, words) else None)
 
     def denied(self, path: str) -> bool:
         """Whether a pattern of `--metadata-deny` takes `path` away."""
@@ -117,9 +113,17 @@ class Allowlist:
         entry = line.removesuffix("/")
         return (entry in PROTECTED and entry not in self.named) or self.denied(f"{path}/{entry}")
 
-    def _opened(self, path: str) -> bool:
-        words = [word for word in PROTECTED if word in path.lower()]
+    def _opened(self, path: str, words: Collection[str]) -> bool:
+        """Whether a pattern allows `path` and names each of the protected `words` that are in it."""
         return any(all(word in text for word in words) and _matches(pattern, path) for text, pattern in self._allow)
+
+
+def _row(path: str) -> Allowed | None:
+    if path in _LEAVES or _LEAF.fullmatch(path):
+        return Allowed.LEAF
+    if _DIRECTORY.fullmatch(path):
+        return Allowed.DIRECTORY
+    return Allowed.EITHER if _DEEP.fullmatch(path) else None
 
 
 def _compile(text: str) -> Pattern:
