@@ -156,9 +156,9 @@ def number(at_least: int = 0, at_most: int | None = None, *, zero: bool = False)
     return Kind("number", allowed, read)
 
 
-def template(names: frozenset[str]) -> Kind[str]:
+def template(names: Sequence[str]) -> Kind[str]:
     """A text for role session names with `{field}` in it."""
-    shown = " ".join(f"{{{name}}}" for name in sorted(names))
+    shown = " ".join(f"{{{name}}}" for name in names)
     return Kind("template", f"letters, digits, +=,.@_- and {shown}", partial(parse.template, fields=names))
 
 

@@ -5,6 +5,7 @@ there is more to say than that the text is not what was expected.
 """
 
 import re
+from collections.abc import Collection
 from decimal import Decimal
 from ipaddress import IPv6Address, ip_address
 from string import Formatter
@@ -122,7 +123,7 @@ def addresses(text: str) -> tuple[str, ...]:
 def endpoint(text: str) -> str:
     """`host:port` from an address or a host name with or without a port (80); IPv6 in brackets."""
     if "/" in text:
-        raise UnfitTextError("it is a host, not a URL")
+        raise UnfitTextError("leave out the scheme and the path")
     host, colon, number = text.rpartition(":")
     if not colon or _is_ipv6(text):
         host, number = text, "80"
@@ -171,7 +172,7 @@ def listed(pattern: str, text: str) -> tuple[str, ...]:
     return tuple(matching(pattern, item) for item in _items(text, ","))
 
 
-def template(text: str, fields: frozenset[str]) -> str:
+def template(text: str, fields: Collection[str]) -> str:
     """`text` if it is characters of a role session name with `{field}` between them."""
     try:
         parts = list(Formatter().parse(text))

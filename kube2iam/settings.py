@@ -42,7 +42,7 @@ from kube2iam.flags import (
     template,
 )
 
-TEMPLATE_FIELDS = frozenset(("cluster", "node", "namespace", "pod", "service_account", "role", "ip"))
+TEMPLATE_FIELDS = ("cluster", "node", "namespace", "pod", "service_account", "role", "ip")
 """What `--session-name` and `--source-identity` may hold between braces."""
 
 KUBERNETES = "Kubernetes"
@@ -93,7 +93,7 @@ class Settings:
     )
     cache_resync_period: float = flag(
         30 * _MINUTE,
-        duration(_MINUTE, zero=True),
+        duration(1, zero=True),
         group=KUBERNETES,
         help="Time between full listings that make up for anything the watch may have lost; 0 for never.",
     )
@@ -386,9 +386,9 @@ def rows() -> tuple[Flag, ...]:
 
 
 def _read(row: Flag, text: str, origin: str) -> Any:
-    said = origin if row.secret else f"{origin} {_quote(text)}"
+    said = origin if row.secret else f"{origin} {quote(text)}"
     if text.startswith("$(") and text.endswith(")"):
-        raise SettingsError(f"{said}: the container has no such variable; expected {row.kind.allowed}")
+        raise SettingsError(f"{said}: the container has no variable of this name; expected {row.kind.allowed}")
     try:
         return row.kind.parse(text)
     except parse.UnfitTextError as error:
@@ -398,7 +398,8 @@ def _read(row: Flag, text: str, origin: str) -> Any:
         raise SettingsError(f"{said} is not valid; expected {row.kind.allowed}") from None
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
+    """`text` in quotation marks, on one line and not endless, for a message."""
     short = text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
     return '"' + "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in short) + '"'
 
@@ -416,13 +417,13 @@ def _gaps(settings: Settings) -> Iterator[str]:
     """Settings that need another one, which is missing."""
     if settings.iptables and settings.redirect_backend != "none" and not settings.host_ip:
         yield "--iptables needs --host-ip (or the variable HOST_IP): this node's address, to which the redirect leads"
-    role = _quote(settings.default_role)
+    role = quote(settings.default_role)
     if not _completable(settings):
         yield f"--default-role {role} has no account: give its whole ARN, --base-role-arn or --auto-discover-base-arn"
     for name in ("session_name", "source_identity"):
         text = getattr(settings, name)
         if "cluster" in parse.fields_of(text) and not settings.cluster_name:
-            yield f"{_flag(name)} {_quote(text)} needs --cluster-name"
+            yield f"{_flag(name)} {quote(text)} needs --cluster-name"
     if not settings.session_name:
         yield '--session-name "" is not valid; expected a template such as {namespace}.{pod}'
     if settings.transitive_session_tags and not settings.session_tags:
