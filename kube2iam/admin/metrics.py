@@ -6,10 +6,18 @@ counters cost more than the answer.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Generic, TypeVar
 
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric, UntypedMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    UntypedMetricFamily,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
 BUCKETS = tuple(0.001 * 2**n for n in range(14))
@@ -17,8 +25,14 @@ BUCKETS = tuple(0.001 * 2**n for n in range(14))
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
-_MANY_ROLES = 1000
+_MOST_SERIES = 1000
+"""Of one metric; what comes after that is counted together. Roles come from annotations, of which there is no end."""
 _OTHER = "other"
+
+S = TypeVar("S")
+
+Gauges = Callable[[], Mapping[tuple[str, ...], float]]
+"""Reads the values of a gauge by its labels, when it is scraped."""
 
 
 class Observations:
@@ -36,28 +50,6 @@ class Observations:
         self.total += seconds
 
 
-class _Histogram(Collector):
-    def __init__(self, name: str, text: str, labels: tuple[str, ...]) -> None:
-        self._name, self._text, self._labels = name, text, labels
-        self._series: dict[tuple[str, ...], Observations] = {}
-
-    def labels(self, *values: str) -> Observations:
-        return self._series.setdefault(values, Observations())
-
-    def collect(self) -> Iterator[Metric]:
-        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
-        for values, series in list(self._series.items()):
-            family.add_metric(values, list(_cumulated(series.counts)), series.total)
-        yield family
-
-
-def _cumulated(counts: Iterable[int]) -> Iterator[tuple[str, float]]:
-    seen = 0
-    for bound, count in zip((*map(str, BUCKETS), "+Inf"), counts, strict=True):
-        seen += count
-        yield bound, seen
-
-
 class Count:
     """One series of a counter."""
 
@@ -71,22 +63,143 @@ class Count:
         self.value += 1
 
 
-class _Counter(Collector):
-    """A counter whose series cost one addition. Names that do not end in `_total` come out untyped."""
+class _Family(Collector, Generic[S]):
+    """One metric: its series by the values of their labels, never more than _MOST_SERIES."""
 
-    def __init__(self, name: str, text: str, labels: tuple[str, ...] = ()) -> None:
-        self._name, self._text, self._labels = name, text, labels
-        self._series: dict[tuple[str, ...], Count] = {}
+    def __init__(self, make: Callable[[], S], name: str, text: str, labels: tuple[str, ...]) -> None:
+        self._make, self._name, self._text, self._labels = make, name, text, labels
+        self._series: dict[tuple[str, ...], S] = {}
 
-    def labels(self, *values: str) -> Count:
-        return self._series.setdefault(values, Count())
+    def labels(self, *values: str) -> S:
+        """The series with these labels; resolve it once and keep it where it counts often."""
+        if values not in self._series and len(self._series) >= _MOST_SERIES:
+            values = (_OTHER,) * len(values)
+        return self._series.setdefault(values, self._make())
+
+
+class _Histogram(_Family[Observations]):
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+        for values, series in list(self._series.items()):
+            family.add_metric(values, list(_cumulated(series.counts)), series.total)
+        yield family
+
+
+class _Counter(_Family[Count]):
+    """A counter. A name that does not end in `_total`, as some of upstream's, comes out untyped."""
 
     def collect(self) -> Iterator[Metric]:
-        family: CounterMetricFamily | UntypedMetricFamily = (
-            CounterMetricFamily(self._name, self._text, labels=self._labels)
-            if self._name.endswith("_total")
-            else UntypedMetricFamily(self._name, self._text, labels=self._labels)
-        )
+        kind = CounterMetricFamily if self._name.endswith("_total") else UntypedMetricFamily
+        family = kind(self._name, self._text, labels=self._labels)
         for values, series in list(self._series.items()):
             family.add_metric(values, series.value)
         yield family
+
+
+class _Gauge(Collector):
+    def __init__(self, name: str, text: str, labels: tuple[str, ...], read: Gauges) -> None:
+        self._name, self._text, self._labels, self._read = name, text, labels, read
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(self._name, self._text, labels=self._labels)
+        for values, value in self._read().items():
+            family.add_metric(values, value)
+        yield family
+
+
+def _cumulated(counts: Iterable[int]) -> Iterator[tuple[str, float]]:
+    seen = 0
+    for bound, count in zip((*map(str, BUCKETS), "+Inf"), counts, strict=True):
+        seen += count
+        yield bound, seen
+
+
+class Metrics:
+    """Every metric of the agent."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._registry)
+        self._http = self._histogram("http_request_duration_seconds", "Requests of pods.", "code", "method", "handler")
+        self._sts = self._histogram("iam_request_duration_seconds", "Requests to STS.", "code", "role_arn")
+        for code in ("Success", "UnknownError"):
+            self._sts.labels(code, "")
+        self._hits = self._counter("iam_cache_hits_total", "Credentials answered from the cache.", "role_arn")
+        self._duplicates = self._counter("iam_k8s_dup_req_count", "Addresses that several pods claimed.").labels()
+        self._resolved = self._counter(
+            "iam_k8s_dup_req_success_count", "Of these, the ones that the API server told apart."
+        ).labels()
+        self._unknown = self._counter("iam_k8s_pod_not_in_pod_cache", "Requests of addresses not known.").labels()
+        self._denials = self._counter("denials_total", "Requests that got nothing, by reason.", "reason")
+        self._v1 = self._counter(
+            "imdsv1_requests_total", "Requests without a session token, by namespace.", "namespace"
+        )
+        self._lists = self._counter("cluster_lists_total", "Full listings of a resource.", "resource")
+        self._failures = self._counter(
+            "cluster_failures_total", "Failed requests to the API server.", "resource", "reason"
+        )
+        self._malformed = self._counter(
+            "cluster_malformed_objects_total", "Objects of the wrong shape, left out.", "resource"
+        )
+        self._events = self._counter("cluster_events_total", "Kubernetes Events by outcome.", "outcome")
+        self._upstream = self._counter("upstream_failures_total", "Failed requests to the metadata service.", "kind")
+        self._drift = self._counter(
+            "redirect_drift_total", "Times the redirect was found changed and was mended."
+        ).labels()
+
+    def _histogram(self, name: str, text: str, *labels: str) -> _Histogram:
+        metric = _Histogram(Observations, f"kube2iam_{name}", text, labels)
+        self._registry.register(metric)
+        return metric
+
+    def _counter(self, name: str, text: str, *labels: str) -> _Counter:
+        metric = _Counter(Count, f"kube2iam_{name}", text, labels)
+        self._registry.register(metric)
+        return metric
+
+    def gauge(self, name: str, text: str, read: Gauges, *labels: str) -> None:
+        """Add `kube2iam_<name>`, whose values are read at each scrape."""
+        self._registry.register(_Gauge(f"kube2iam_{name}", text, labels, read))
+
+    def render(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    # For the cluster side
+
+    def listed(self, resource: str) -> None:
+        """A LIST replaced everything."""
+        self._lists.labels(resource).inc()
+
+    def cluster_failure(self, resource: str, reason: str) -> None:
+        """A LIST or WATCH failed."""
+        self._failures.labels(resource, reason).inc()
+
+    def malformed_object(self, resource: str) -> None:
+        """An object of the wrong shape was left out."""
+        self._malformed.labels(resource).inc()
+
+    def cluster_event(self, outcome: str) -> None:
+        """An Event was posted, dropped or refused."""
+        self._events.labels(outcome).inc()
+
+    def duplicate_asked(self) -> None:
+        """The API server was asked which pod has an address."""
+        self._duplicates.inc()
+
+    def duplicate_resolved(self) -> None:
+        """It could say."""
+        self._resolved.inc()
+
+    # For the real metadata service
+
+    def upstream_failure(self, kind: str) -> None:
+        """It did not answer as it should."""
+        self._upstream.labels(kind).inc()
+
+    # For the redirect
+
+    def redirect_drift(self) -> None:
+        """Someone changed the rule."""
+        self._drift.inc()

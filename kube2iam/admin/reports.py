@@ -16,7 +16,7 @@ _SILENT = frozenset({Reason.NO_ROLE, Reason.NOT_READY, Reason.UNKNOWN_NAMESPACE}
 class Recorder(Protocol):
     """Posts Kubernetes Events; never blocks and never fails."""
 
-    def record(self, kind: str, namespace: str, name: str, uid: str, reason: str, message: str) -> None:
+    def record(self, kind: str, namespace: str, name: str, uid: str, reason: str, message: str) -> None:  # noqa: PLR0917
         """A Warning about one object."""
 
 
