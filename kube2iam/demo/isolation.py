@@ -36,6 +36,7 @@ ADVICE = (
 
 def enter(argv: Sequence[str]) -> None:
     """Replace this process by the demo in new namespaces; returns only by raising DemoError."""
+    os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # not there for Debian's plain users
     missing = {package for program, package in PROGRAMS.items() if shutil.which(program) is None}
     if not (shutil.which("nft") or shutil.which("iptables")):
         missing.add("nftables")
