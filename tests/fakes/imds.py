@@ -91,6 +91,8 @@ class ForgivingImds:
     received: list[Received] = field(default_factory=list)
     address: str = ""
     token_delay: float = 0.0
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by the first request."""
 
     def paths(self, method: str = "GET") -> list[str]:
         """The targets asked for, as they came."""
@@ -172,6 +174,7 @@ async def _serve(imds: ForgivingImds, reader: asyncio.StreamReader, writer: asyn
     try:
         while (request := await _receive(reader)) is not None:
             imds.received.append(request)
+            imds.arrived.set()
             await asyncio.sleep(imds.token_delay if request.method == "PUT" else imds.delay)
             status, body = imds.answer(request)
             head = (

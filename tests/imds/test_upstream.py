@@ -213,8 +213,7 @@ async def test_closing_ends_what_is_under_way(imds: ForgivingImds) -> None:
     imds.delay = 60
     client = Upstream(imds.address)
     waiting = asyncio.create_task(client.get("meta-data/hostname"))
-    while not imds.received:
-        await asyncio.sleep(0)
+    await imds.arrived.wait()
     await client.aclose()
     with pytest.raises(asyncio.CancelledError):
         await waiting
