@@ -1,15 +1,15 @@
 """What the routes work with: one request, and the parts of the agent that answer it.
 
-A route is a function `(front, request, target) -> Reply | Awaitable[Reply]`. It returns a `Reply` whenever it can
+A route is a function `(front, request, target) -> Reply | Coroutine`. It returns a `Reply` whenever it can
 answer at once; what must wait is a coroutine, and only that is counted against a pod's limits. A route may raise
 RefusedError, at once or from its coroutine: the server turns the denial into its reply.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from kube2iam.domain.errors import Denial
 from kube2iam.domain.pod import Namespace, Pod
@@ -18,6 +18,7 @@ from kube2iam.imds.allowlist import Allowlist
 from kube2iam.imds.paths import Target
 from kube2iam.imds.replies import CredentialReplies, Reply
 
+HOST = b"host"
 TOKEN = b"x-aws-ec2-metadata-token"
 TTL = b"x-aws-ec2-metadata-token-ttl-seconds"
 FORWARDED_FOR = b"x-forwarded-for"
@@ -26,7 +27,7 @@ FORWARDED_FOR = b"x-forwarded-for"
 class Request:
     """One request whose HTTP is sound. Header names are lower-case; only those that a rule reads are kept."""
 
-    __slots__ = ("address", "deadline", "headers", "method", "target")
+    __slots__ = ("address", "deadline", "handler", "headers", "method", "started", "target")
 
     def __init__(self, method: bytes, target: bytes, headers: dict[bytes, bytes], address: str) -> None:
         self.method = method
@@ -37,6 +38,10 @@ class Request:
         """Who asks: the peer's canonical address, fixed at accept."""
         self.deadline: float | None = None
         """Loop time until which it may wait, set when it first has to."""
+        self.started = 0.0
+        """Loop time when it was whole."""
+        self.handler = ""
+        """The metric's label for what answers it."""
 
 
 class Resolver(Protocol):
@@ -112,5 +117,5 @@ class Front:
         return request.deadline
 
 
-Answer = Reply | Awaitable[Reply]
+Answer = Reply | Coroutine[Any, Any, Reply]
 Function = Callable[[Front, Request, Target], Answer]

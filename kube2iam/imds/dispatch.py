@@ -1,0 +1,228 @@
+"""Each request to its route, each outcome to its reply, its metric and its log line.
+
+The order of the checks: target, Host, method, the node's own address, session token, then the route.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from kube2iam.domain.errors import Denial, Reason, RefusedError
+from kube2iam.domain.pod import Pod
+from kube2iam.imds import listen, replies
+from kube2iam.imds.front import FORWARDED_FOR, HOST, TOKEN, Answer, Front, Request
+from kube2iam.imds.limits import PodLimits
+from kube2iam.imds.paths import BadTargetError, Kind, Target, parse
+from kube2iam.imds.protocol import Connection
+from kube2iam.imds.replies import Reply
+from kube2iam.imds.routes import ROUTES, Route
+
+log = logging.getLogger(__name__)
+
+IMDSV2 = "iam.amazonaws.com/imdsv2"
+"""Annotation of a namespace: `optional` or `required`, whatever the flag says; anything else means `required`."""
+
+_ADMIN_HANDLERS = {"healthz": "healthHandler", "metrics": "metricsHandler"}
+_MALFORMED = "malformedHandler"
+_METHODS = frozenset((b"GET", b"HEAD", b"PUT", b"POST", b"DELETE", b"PATCH", b"OPTIONS"))
+_REMEMBERED = frozenset(Kind) - {Kind.NOT_FOUND, Kind.ADMIN}
+_ANYONES = frozenset((Kind.ROOT, Kind.VERSION, Kind.NOT_FOUND))
+"""What says nothing of a pod or of the node, so that nobody has to be known for it."""
+_LONGEST_REMEMBERED = 256
+_MOST_REMEMBERED = 4096
+_NAMES = (b"169.254.169.254", b"[fd00:ec2::254]", b"instance-data", b"instance-data.ec2.internal")
+_METADATA_HOSTS = frozenset(name + port for name in _NAMES for port in (b"", b":80"))
+_OVER_LIMIT = Denial(Reason.OVER_LIMIT, "more is being asked for than one pod's share of what costs something")
+_CRASHED = Reply(500, closing=True)
+
+
+class Metrics(Protocol):
+    """What the pods' port counts. Labels are bounded whatever pods send."""
+
+    def observer(self, handler: str, method: str, code: int) -> Callable[[float], None]:
+        """What takes the seconds of one request; asked for once for each set of labels, then kept."""
+
+    def denied(self, reason: Reason) -> None:
+        """Someone was refused."""
+
+    def without_token(self, namespace: str) -> None:
+        """A pod of the namespace asked without a session token (IMDSv1)."""
+
+
+class Admin(Protocol):
+    """The probes and the metrics, where they share the port."""
+
+    async def __call__(self, path: str, query: str) -> tuple[int, str, bytes]:
+        """Status, content type and body for `healthz`, `metrics` and so on."""
+
+
+class Dispatch:
+    """Answers requests. `admin` answers the admin paths to who asks by the node's own address; without it: 404."""
+
+    def __init__(
+        self, front: Front, *, limits: PodLimits, metrics: Metrics, admin: Admin | None = None, hop_limit: int = 0
+    ) -> None:
+        self._front = front
+        self._limits = limits
+        self._metrics = metrics
+        self._admin = admin
+        self._hop_limit = hop_limit
+        self._clock = asyncio.get_running_loop().time
+        self._targets: dict[bytes, Target] = {}
+        self._observers: dict[tuple[str, bytes, int], Callable[[float], None]] = {}
+        self._said: dict[str, Denial] = {}
+
+    def handle(self, request: Request, connection: Connection) -> Answer:
+        """The reply, or a coroutine that `settle` must see the end of. Does not raise."""
+        request.started = self._clock()
+        try:
+            answer = self._answer(request, connection)
+        except RefusedError as error:
+            answer = self._refuse(request, error.denial)
+        except BadTargetError:
+            request.handler = _MALFORMED
+            answer = replies.closing(400)
+        except Exception:
+            log.exception("a request was not answered", extra=_fields(request))
+            answer = _CRASHED
+        if not isinstance(answer, Reply):
+            if self._limits.hold(request.address):
+                return answer
+            answer.close()
+            answer = self._refuse(request, _OVER_LIMIT)
+        self._observe(request, answer)
+        return answer
+
+    def settle(self, request: Request, task: asyncio.Task[Reply]) -> Reply:
+        """The reply that a finished coroutine of `handle` comes to. Does not raise."""
+        self._limits.release(request.address)
+        if task.cancelled():
+            return _CRASHED  # nobody is there to read it
+        error = task.exception()
+        if error is None:
+            reply = task.result()
+        elif isinstance(error, RefusedError):
+            reply = self._refuse(request, error.denial)
+        else:
+            log.error("a request was not answered", exc_info=error, extra=_fields(request))
+            reply = _CRASHED
+        self._observe(request, reply)
+        return reply
+
+    def malformed(self, address: str, status: int) -> None:
+        """Something that is no sound request was answered with `status`."""
+        self._observer(_MALFORMED, b"", status)(0.0)
+        log.debug("a malformed request", extra={"req.remote": address, "res.status": status})
+
+    def _answer(self, request: Request, connection: Connection) -> Answer:
+        target = self._targets.get(request.target) or self._parse(request.target)
+        host = request.headers.get(HOST)
+        at_metadata = host is None or host in _METADATA_HOSTS or host.lower() in _METADATA_HOSTS
+        if target.kind is Kind.ADMIN:
+            return self._admit(request, target, connection, at_metadata=at_metadata and host is not None)
+        route = ROUTES[target.kind]
+        request.handler = route.handler
+        if not at_metadata:
+            return replies.empty(403)
+        if request.method not in route.methods:
+            return replies.method_not_allowed("GET, HEAD" if route.needs_token else "PUT")
+        owner = self._front.pods.find(request.address)
+        if isinstance(owner, Denial):
+            if not owner.reason.passing:
+                raise RefusedError(owner)
+            if route.needs_token and target.kind not in _ANYONES and TOKEN not in request.headers:
+                return self._once_known(request, target, route)
+        if route.needs_token:
+            refusal = self._check_token(request, owner if isinstance(owner, Pod) else None)
+            if refusal is not None:
+                return refusal
+        answer = route.function(self._front, request, target)
+        if self._hop_limit and target.kind is Kind.TOKEN:
+            listen.limit_hops(connection.transport.get_extra_info("socket"), self._hop_limit)
+        return answer
+
+    async def _once_known(self, request: Request, target: Target, route: Route) -> Reply:
+        """Answer a request without a token, which the namespace of a pod not known yet may forbid."""
+        front = self._front
+        try:
+            owner: Pod | Denial = (await front.resolver.grant(request.address, front.deadline(request))).pod
+        except RefusedError:
+            owner = front.pods.find(request.address)
+        if isinstance(owner, Denial):
+            raise RefusedError(owner)
+        refusal = self._check_token(request, owner)
+        if refusal is not None:
+            return refusal
+        answer = route.function(front, request, target)
+        return answer if isinstance(answer, Reply) else await answer
+
+    def _check_token(self, request: Request, owner: Pod | None) -> Reply | None:
+        """The refusal of a request whose session token is bad, or lacks where it is required."""
+        token = request.headers.get(TOKEN)
+        if token is not None:
+            if FORWARDED_FOR in request.headers:
+                return replies.empty(403)
+            known = self._front.tokens.verify(token, request.address, owner.uid if owner is not None else None)
+            return None if known else replies.empty(401)
+        if owner is not None:
+            self._metrics.without_token(owner.namespace)
+        return replies.empty(401) if self._requires_token(owner) else None
+
+    def _requires_token(self, owner: Pod | None) -> bool:
+        namespace = None if owner is None else self._front.pods.namespace(owner.namespace)
+        said = None if namespace is None else namespace.annotation(IMDSV2)
+        return self._front.require_token if said is None else said != "optional"
+
+    def _admit(self, request: Request, target: Target, connection: Connection, *, at_metadata: bool) -> Answer:
+        """Answer an admin path to who asks by an address of the node's own, and never through the redirect."""
+        request.handler = _ADMIN_HANDLERS.get(target.path, "adminHandler")
+        if self._admin is None or at_metadata or listen.redirected(connection.transport.get_extra_info("socket")):
+            return replies.empty(404)
+        if request.method not in {b"GET", b"HEAD"}:
+            return replies.method_not_allowed("GET, HEAD")
+        return _page(self._admin, target)
+
+    def _parse(self, raw: bytes) -> Target:
+        target = parse(raw, self._front.allowlist)
+        if target.kind in _REMEMBERED and len(raw) <= _LONGEST_REMEMBERED:
+            if len(self._targets) >= _MOST_REMEMBERED:
+                self._targets.clear()
+            self._targets[raw] = target
+        return target
+
+    def _refuse(self, request: Request, denial: Denial) -> Reply:
+        self._metrics.denied(denial.reason)
+        if self._said.get(request.address) != denial:
+            self._said.pop(request.address, None)
+            if len(self._said) >= _MOST_REMEMBERED:
+                del self._said[next(iter(self._said))]
+            self._said[request.address] = denial
+            log.info("refused", extra=_fields(request) | {"reason": denial.reason.code, "error": denial.explanation})
+        return replies.denied(denial.reason)
+
+    def _observe(self, request: Request, reply: Reply) -> None:
+        seconds = self._clock() - request.started
+        key = request.handler, request.method, reply.status
+        observe = self._observers.get(key) or self._observer(*key)
+        observe(seconds)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("answered", extra=_fields(request) | {"res.status": reply.status, "res.duration": seconds * 1000})
+
+    def _observer(self, handler: str, method: bytes, status: int) -> Callable[[float], None]:
+        known = method.decode() if method in _METHODS else "other"
+        observe = self._metrics.observer(handler, known, status)
+        if len(self._observers) < _MOST_REMEMBERED:
+            self._observers[handler, method, status] = observe
+        return observe
+
+
+async def _page(admin: Admin, target: Target) -> Reply:
+    status, content_type, body = await admin(target.path, target.query)
+    return Reply(status, body, content_type=content_type)
+
+
+def _fields(request: Request) -> dict[str, Any]:
+    """A request's log fields, by the names of Go kube2iam."""
+    path = request.target[:_LONGEST_REMEMBERED].decode("latin-1")
+    return {"req.method": request.method.decode("latin-1"), "req.path": path, "req.remote": request.address}
