@@ -1,0 +1,58 @@
+"""When STS as a whole is away: notices it, lets one probe through at a time, and says when it is over. Pure.
+
+A role whose calls fail while others are answered has trouble of its own; that never counts against STS.
+"""
+
+from collections.abc import Hashable
+
+from kube2iam.sts.errors import Fault
+
+TRIP = 5
+"""Different requests that fail in a row, with no answer in between, before calls stop."""
+_SHORTEST, _LONGEST = 1.0, 3.0
+"""Seconds between two probes."""
+
+
+class Breaker:
+    """Open while STS is away. `answered` and `failed` report each call; times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self.fault: Fault | None = None
+        """What the last call met, while open."""
+        self.probe_at = 0.0
+        """Not before this moment may the next probe go."""
+        self._answers = 0
+        self._failed_at: dict[Hashable, int] = {}
+        self._own: set[Hashable] = set()
+        self._failing: set[Hashable] = set()
+
+    def failed(self, key: Hashable, fault: Fault, *, now: float, spread: float) -> bool:
+        """A call for `key` failed for a transient cause; True if that opens the breaker."""
+        if self._failed_at.get(key, self._answers) < self._answers:
+            self._own.add(key)
+        self._failed_at[key] = self._answers
+        if key not in self._own:
+            self._failing.add(key)
+        was_open = self.fault is not None
+        if was_open or len(self._failing) >= TRIP:
+            self.fault = fault
+            self.probe_at = now + _SHORTEST + (_LONGEST - _SHORTEST) * spread
+        return self.fault is not None and not was_open
+
+    def answered(self, key: Hashable) -> bool:
+        """STS answered a call for `key`; True if that ends a common trouble, and every memory of it."""
+        self._answers += 1
+        self.forget(key)
+        over = bool(self._failing)
+        self._failing.clear()
+        self.fault = None
+        return over
+
+    def is_own(self, key: Hashable) -> bool:
+        """Whether the trouble of `key` is its own: it failed again after others were answered."""
+        return key in self._own
+
+    def forget(self, key: Hashable) -> None:
+        """Nobody asks for `key` any more, or it was answered."""
+        self._failed_at.pop(key, None)
+        self._own.discard(key)

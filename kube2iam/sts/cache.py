@@ -1,0 +1,302 @@
+"""The credential cache: every session that this node's pods use, obtained once and kept fresh."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+
+from kube2iam.domain.errors import Denial, Reason, RefusedError, refused
+from kube2iam.domain.roles import AssumeRoleRequest, Credentials
+from kube2iam.sts.entry import Entry, EntryState, Hits, state
+from kube2iam.sts.errors import Fault, Kind
+from kube2iam.sts.flight import CredentialSource, Flights, StsMeter
+from kube2iam.sts.freshness import Session
+from kube2iam.sts.gate import Change, Gate, Priority, Turn
+from kube2iam.sts.memory import remembered
+
+log = logging.getLogger(__name__)
+
+CALM_ABOVE = 600.0
+"""Seconds of life above which a refresh is in no hurry."""
+WATCH = 30.0
+"""Seconds between two looks at the clocks."""
+JUMP = 2.0
+"""Seconds that the clocks may drift apart between two looks before it counts as a jump."""
+
+
+class CredentialCache:
+    """Sessions by request. `peek`, `start` and `want` never wait.
+
+    Every call to STS belongs to the cache, not to a caller. `run` opens the source and owns all that goes on; before it nothing goes out. `error_ttl` is seconds; `clock` is
+    the wall clock, `monotonic` the one that nobody sets; `spread` gives random numbers in [0, 1).
+    """
+
+    def __init__(
+        self,
+        source: CredentialSource,
+        *,
+        error_ttl: float = 10.0,
+        meter: StsMeter | None = None,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        spread: Callable[[], float] = random.random,
+    ) -> None:
+        self._source = source
+        self._error_ttl = error_ttl
+        self._clock = clock
+        self._monotonic = monotonic
+        self._spread = spread
+        self._gate = Gate(monotonic=monotonic, spread=spread)
+        self._flights = Flights(source, self._gate, heed=self._heed, meter=meter, monotonic=monotonic, spread=spread)
+        self._entries: dict[AssumeRoleRequest, Entry] = {}
+        self._hits: dict[str, Hits] = {}
+        self._short_lived: set[AssumeRoleRequest] = set()
+        self._settled = asyncio.Event()
+        self.ready = asyncio.Event()
+        """The source is open: calls can be made."""
+
+    def peek(self, request: AssumeRoleRequest) -> Credentials | None:
+        """Credentials with more than a minute to live, if they are here."""
+        entry = self._entries.get(request)
+        if entry is None or entry.session is None:
+            return None
+        now = self._monotonic()
+        if not entry.serves(self._clock(), now):
+            return None
+        entry.asked = now
+        entry.hits.count += 1
+        return entry.session.credentials
+
+    def start(self, request: AssumeRoleRequest) -> None:
+        """A pod will ask for this in a moment: fetch it now, unless it is here or its failure is remembered."""
+        self._ask(request)
+
+    async def get(self, request: AssumeRoleRequest, deadline: float) -> Credentials:
+        """Credentials with more than a minute to live, by `deadline` (the loop's time).
+
+        Raises RefusedError: STS_PENDING while the call is still out, else what came of it. A caller that gives up
+        ends nothing but its own waiting.
+        """
+        entry = self._ask(request)
+        outcome = self._known(entry)
+        if outcome is None:
+            outcome = await self._wait(entry, deadline)
+        if isinstance(outcome, Fault):
+            raise RefusedError(outcome.denial)
+        entry.asked = self._monotonic()
+        return outcome
+
+    def want(self, requests: Iterable[AssumeRoleRequest]) -> None:
+        """The requests that live pods may use, all of them: what is new is fetched, what is gone is soon dropped."""
+        wanted = set(requests)
+        now = self._monotonic()
+        for request in wanted:
+            entry = self._entry(request)
+            entry.wanted = True
+            if not self._serves(entry) and not entry.remembers(now):
+                self._launch(entry, Priority.PREFETCH)
+        for request, entry in self._entries.items():
+            if entry.wanted and request not in wanted:
+                entry.wanted = False
+                entry.left = now
+        self._settled.set()
+
+    def missing(self) -> list[AssumeRoleRequest]:
+        """What is wanted and may come, but is not here yet."""
+        return [
+            entry.request
+            for entry in self._entries.values()
+            if entry.wanted and not self._serves(entry) and not (entry.fault and entry.fault.kind.permanent)
+        ]
+
+    async def warm(self, timeout: float) -> list[AssumeRoleRequest]:  # noqa: ASYNC109 - passing it is no failure
+        """Wait until nothing is missing, for `timeout` seconds at most; returns what still is."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self.missing():
+                    self._settled.clear()
+                    await self._settled.wait()
+        return self.missing()
+
+    @property
+    def in_flight(self) -> int:
+        """Calls to STS that are out."""
+        return self._gate.in_flight
+
+    @property
+    def rate(self) -> float:
+        """Calls a second that the node allows itself; falls when STS throttles."""
+        return self._gate.rate
+
+    @property
+    def trouble(self) -> Denial | None:
+        """What keeps the whole node from obtaining credentials, if anything does."""
+        return self._gate.fault.denial if self._gate.fault else None
+
+    @property
+    def hits(self) -> Mapping[str, int]:
+        """Answers from the cache by role ARN; they only grow."""
+        return {role: hits.count for role, hits in self._hits.items()}
+
+    def entries(self) -> list[EntryState]:
+        """All requests, as values without secrets."""
+        wall, monotonic = self._clock(), self._monotonic()
+        return [state(entry, wall, monotonic) for entry in self._entries.values()]
+
+    async def run(self) -> None:
+        """Open the source, then keep sessions fresh for ever."""
+        try:
+            await self._source.open()
+            self.ready.set()
+            self._gate.open()
+            await self._watch_clocks()
+        finally:
+            self._gate.close()
+            for entry in self._entries.values():
+                entry.stop()
+
+    def _entry(self, request: AssumeRoleRequest) -> Entry:
+        entry = self._entries.get(request)
+        if entry is None:
+            hits = self._hits.setdefault(str(request.arn), Hits())
+            entry = self._entries[request] = Entry(request, hits)
+            self._gate.spacing = min(1.0, 200 / len(self._entries))
+        return entry
+
+    def _serves(self, entry: Entry) -> bool:
+        return entry.serves(self._clock(), self._monotonic())
+
+    def _ask(self, request: AssumeRoleRequest) -> Entry:
+        entry = self._entry(request)
+        entry.asked = self._monotonic()
+        if not self._serves(entry) and not entry.remembers(entry.asked):
+            self._launch(entry, Priority.WAITING)
+        return entry
+
+    def _known(self, entry: Entry) -> Credentials | Fault | None:
+        """What can be said at once: a session, a remembered failure, or that STS is away and others ask it."""
+        if entry.session is not None and self._serves(entry):
+            return entry.session.credentials
+        away = None if entry.turn and entry.turn.out else self._gate.fault
+        return entry.remembers(self._monotonic()) or away
+
+    async def _wait(self, entry: Entry, deadline: float) -> Credentials | Fault:
+        waiter: asyncio.Future[Credentials | Fault] = asyncio.get_running_loop().create_future()
+        entry.waiters.add(waiter)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await waiter
+        except TimeoutError:
+            said = "STS has not answered yet" if self.ready.is_set() else "the agent's STS client is not ready yet"
+            raise refused(Reason.STS_PENDING, f"{said}: {entry.request.arn}") from None
+        finally:
+            entry.waiters.discard(waiter)
+
+    def _launch(self, entry: Entry, priority: Priority) -> None:
+        """Have a flight for `entry`, at least as urgent as `priority`."""
+        if entry.turn is not None:
+            self._gate.promote(entry.turn, priority)
+            return
+        if entry.timer:
+            entry.timer.cancel()
+        entry.turn = Turn(entry.request, priority, slow=entry.slow)
+        if entry.session is not None:
+            now = self._monotonic()
+            entry.turn.calm_until = now + entry.session.remaining(self._clock(), now) - CALM_ABOVE
+        entry.flight = asyncio.get_running_loop().create_task(self._fly(entry, entry.turn))
+
+    async def _fly(self, entry: Entry, turn: Turn) -> None:
+        """Obtain a session for `entry`, or know why not."""
+        try:
+            outcome = await self._flights.obtain(entry.request, turn)
+        finally:
+            entry.flight = entry.turn = None
+        entry.slow = turn.slow
+        if isinstance(outcome, Fault):
+            self._remember(entry, outcome)
+            entry.tell(outcome)
+        else:
+            self._keep(entry, outcome)
+            entry.tell(outcome.credentials)
+        self._plan(entry)
+        self._settled.set()
+
+    def _keep(self, entry: Entry, session: Session) -> None:
+        role = {"pod.iam.role": str(entry.request.arn)}
+        if entry.fault:
+            log.info("role session obtained again", extra=role)
+        if not session.keeps_promise and entry.request not in self._short_lived:
+            self._short_lived.add(entry.request)
+            said = {**role, "sts.duration": round(session.life)}
+            log.warning("sessions of this role are too short for SDKs that want 25 minutes of life", extra=said)
+        entry.session = session
+        entry.until_wall, entry.until_monotonic = session.served_until
+        entry.fault, entry.failures = None, 0
+
+    def _remember(self, entry: Entry, outcome: Fault) -> None:
+        if entry.fault is None or entry.fault.code != outcome.code:
+            level = logging.ERROR if outcome.kind is Kind.NODE else logging.WARNING
+            role = {"pod.iam.role": str(entry.request.arn)}
+            log.log(level, "role session not obtained", extra=role | _fields(outcome))
+        entry.fault = outcome
+        entry.failures += 1
+        kept = remembered(outcome.kind, entry.failures, error_ttl=self._error_ttl, spread=self._spread())
+        entry.fault_until = self._monotonic() + kept
+
+    def _heed(self, change: Change) -> None:
+        """STS as a whole went away, or came back."""
+        if change is Change.AWAY and self._gate.fault:
+            log.error("STS cannot be used", extra=_fields(self._gate.fault))
+            for entry in self._entries.values():
+                if entry.turn and not entry.turn.out:
+                    entry.tell(self._gate.fault)
+        elif change is Change.BACK:
+            for entry in self._entries.values():
+                if entry.fault and not entry.fault.kind.permanent and not self._gate.is_own_trouble(entry.request):
+                    entry.fault_until = self._monotonic()
+                    self._plan(entry)
+
+    def _plan(self, entry: Entry) -> None:
+        """Set the timer for what comes next: a refresh at half life, another attempt, or nothing."""
+        if entry.timer:
+            entry.timer.cancel()
+            entry.timer = None
+        if entry.turn is None and self._entries.get(entry.request) is entry:
+            delay = entry.delay(self._clock(), self._monotonic())
+            if delay is not None:
+                entry.timer = asyncio.get_running_loop().call_later(delay, self._due, entry)
+
+    def _due(self, entry: Entry) -> None:
+        entry.timer = None
+        if not entry.lives(self._monotonic()):
+            self._drop(entry)
+        else:
+            self._launch(entry, Priority.REFRESH if self._serves(entry) else Priority.PREFETCH)
+
+    def _drop(self, entry: Entry) -> None:
+        """Forget `entry`, unless its call is out: that ends in a moment."""
+        if entry.turn is None or not entry.turn.out:
+            entry.stop()
+            del self._entries[entry.request]
+            self._short_lived.discard(entry.request)
+            self._gate.forget(entry.request)
+
+    async def _watch_clocks(self) -> None:
+        """Notice when the wall clock jumps: what is due by it is fetched soon, but never all at once."""
+        offset = self._clock() - self._monotonic()
+        while True:
+            await asyncio.sleep(WATCH)
+            before, offset = offset, self._clock() - self._monotonic()
+            if abs(offset - before) > JUMP:
+                log.warning("the clock jumped", extra={"clock.seconds": round(offset - before, 1)})
+                self._gate.start_slowly()
+                for entry in self._entries.values():
+                    self._plan(entry)
+            for entry in [entry for entry in self._entries.values() if entry.idle(self._clock(), self._monotonic())]:
+                self._drop(entry)
+
+
+def _fields(outcome: Fault) -> dict[str, object]:
+    return {"sts.code": outcome.code, "sts.fault": outcome.explanation}

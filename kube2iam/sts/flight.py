@@ -1,0 +1,99 @@
+"""One flight: the attempts to obtain one session, each let out by the gate."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from kube2iam.domain.roles import AssumeRoleRequest, Credentials
+from kube2iam.sts.errors import TIMEOUTS, Fault, StsError, fault
+from kube2iam.sts.freshness import SERVED_ABOVE, Session, begin
+from kube2iam.sts.gate import SHORT, Change, Gate, Turn
+
+PAUSES = 0.1, 0.4
+"""Seconds between the attempts of one flight, half as much more or less."""
+
+
+class CredentialSource(Protocol):
+    """Where credentials come from."""
+
+    async def open(self) -> None:
+        """Make ready; returns once `fetch` can work, however long that takes."""
+
+    async def fetch(self, request: AssumeRoleRequest, patience: float) -> Credentials:
+        """New credentials, within `patience` seconds; raises StsError."""
+
+
+class StsMeter(Protocol):
+    """What is counted of calls to STS."""
+
+    def fetched(self, role: str, code: str, seconds: float) -> None:
+        """One call for the role's ARN ended: `Success`, or the fault's code."""
+
+
+class Unmetered:
+    """Counts nothing."""
+
+    def fetched(self, role: str, code: str, seconds: float) -> None:
+        """Ignore it."""
+
+
+class Flights:
+    """Obtains sessions from `source` through `gate`. `heed` is told when STS as a whole goes away or comes back."""
+
+    def __init__(
+        self,
+        source: CredentialSource,
+        gate: Gate,
+        *,
+        heed: Callable[[Change], None],
+        meter: StsMeter | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        spread: Callable[[], float] = random.random,
+    ) -> None:
+        self._source = source
+        self._gate = gate
+        self._heed = heed
+        self._meter = meter or Unmetered()
+        self._monotonic = monotonic
+        self._spread = spread
+
+    async def obtain(self, request: AssumeRoleRequest, turn: Turn) -> Session | Fault:
+        """Up to three attempts, as long as the trouble may pass and STS is not away as a whole."""
+        outcome = await self._attempt(request, turn)
+        for pause in PAUSES:
+            if not isinstance(outcome, Fault) or not outcome.passing or self._gate.fault:
+                break
+            await asyncio.sleep(pause * (0.5 + self._spread()))
+            outcome = await self._attempt(request, turn)
+        return outcome
+
+    async def _attempt(self, request: AssumeRoleRequest, turn: Turn) -> Session | Fault:
+        """One call; and again as a slow one, if it was cut short only because too many slow ones were out."""
+        while True:
+            await self._gate.admit(turn)
+            patience, since = turn.patience, self._monotonic()
+            try:
+                outcome = await self._call(request, patience, since)
+            except BaseException:
+                self._gate.leave(turn, None, counts=False)
+                raise
+            failed = outcome if isinstance(outcome, Fault) else None
+            seconds = self._monotonic() - since
+            self._meter.fetched(str(request.arn), failed.code if failed else "Success", seconds)
+            cut = failed is not None and failed.code in TIMEOUTS and patience <= SHORT
+            turn.slow = cut or seconds > SHORT
+            self._heed(self._gate.leave(turn, failed, counts=not cut))
+            if not cut:
+                return outcome
+
+    async def _call(self, request: AssumeRoleRequest, patience: float, since: float) -> Session | Fault:
+        try:
+            credentials = await self._source.fetch(request, patience)
+        except StsError as error:
+            return error.fault
+        session = begin(credentials, duration=request.duration, since=since, spread=self._spread())
+        if session.life <= SERVED_ABOVE:
+            return fault("MalformedResponse", detail="the session has expired already: is the node's clock right?")
+        return session

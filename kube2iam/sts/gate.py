@@ -1,0 +1,215 @@
+"""Who may call STS now: at most 64 at once, waiting pods first, slow roles held back, within the node's rate."""
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+
+from kube2iam.sts.breaker import Breaker
+from kube2iam.sts.errors import Fault, Kind
+from kube2iam.sts.rate import Rate
+
+CALLS = 64
+"""Calls to STS at once."""
+LONG_CALLS = CALLS // 2
+"""Of these, calls that may take longer than `SHORT` seconds."""
+LONG = 5.0
+"""Seconds that a call may take."""
+SHORT = 1.0
+"""Seconds after which a call is given up and asked again as a slow one, where `LONG_CALLS` others are out already."""
+
+
+class Priority(IntEnum):
+    """What goes first."""
+
+    WAITING = 0
+    """A pod waits for it."""
+    REFRESH = 1
+    """Pods are served, from a session that passes its half life."""
+    PREFETCH = 2
+    """Nobody asked yet."""
+
+
+class Change(Enum):
+    """What the end of a call shows of STS."""
+
+    NONE = "none"
+    AWAY = "away"
+    """STS stopped answering: nothing but probes goes out until it answers."""
+    BACK = "back"
+    """STS answers again."""
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """One flight's place in the queue, and then its ticket."""
+
+    key: Hashable
+    priority: Priority
+    slow: bool = False
+    """It took longer than `SHORT` the last time."""
+    calm_until: float = 0.0
+    """Monotonic seconds until which a refresh may wait for its own second; after that it is in a hurry."""
+    patience: float = 0.0
+    """Seconds that its call may take; 0 while none is out."""
+    admitted: asyncio.Future[None] | None = None
+
+    @property
+    def out(self) -> bool:
+        """Whether its call is out."""
+        return self.patience > 0
+
+
+class Gate:
+    """The one way to STS. `admit` before each call, `leave` after it; nothing goes out before `open`."""
+
+    def __init__(
+        self,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        spread: Callable[[], float] = random.random,
+        rate: Rate | None = None,
+    ) -> None:
+        self._monotonic = monotonic
+        self._spread = spread
+        self._rate = rate or Rate()
+        self._breaker = Breaker()
+        self._lanes: dict[Priority, deque[Turn]] = {priority: deque() for priority in Priority}
+        self._calls: set[Turn] = set()
+        self._opened = False
+        self._next_refresh = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self.spacing = 1.0
+        """Seconds between two refreshes that are in no hurry."""
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that are out."""
+        return len(self._calls)
+
+    @property
+    def rate(self) -> float:
+        """Calls a second that the node allows itself at present."""
+        return self._rate.value
+
+    @property
+    def fault(self) -> Fault | None:
+        """What the last call met while STS is away as a whole, else None."""
+        return self._breaker.fault
+
+    def open(self) -> None:
+        """The source is ready."""
+        self._opened = True
+        self._pump()
+
+    def close(self) -> None:
+        """Let nothing more out."""
+        self._opened = False
+        if self._timer:
+            self._timer.cancel()
+
+    async def admit(self, turn: Turn) -> None:
+        """Wait for `turn`; then `turn.patience` says how long its call may take."""
+        turn.admitted = asyncio.get_running_loop().create_future()
+        self._lanes[turn.priority].append(turn)
+        self._pump()
+        try:
+            await turn.admitted
+        except asyncio.CancelledError:
+            if turn.out:
+                self.leave(turn, None, counts=False)
+            else:
+                self._lanes[turn.priority].remove(turn)
+            raise
+
+    def promote(self, turn: Turn, priority: Priority) -> None:
+        """Somebody more urgent wants what `turn` is for."""
+        if priority < turn.priority:
+            if turn in self._lanes[turn.priority]:
+                self._lanes[turn.priority].remove(turn)
+                self._lanes[priority].append(turn)
+            turn.priority = priority
+            self._pump()
+
+    def leave(self, turn: Turn, fault: Fault | None, *, counts: bool = True) -> Change:
+        """The call of `turn` ended with `fault`, or well; one that was given up early `counts` neither way."""
+        self._calls.discard(turn)
+        turn.patience = 0.0
+        change = self._judge(turn, fault) if counts else Change.NONE
+        self._pump()
+        return change
+
+    def start_slowly(self) -> None:
+        """Much has become due at once: let it out at the steady rate, not as a burst."""
+        self._rate.start_slowly(self._monotonic())
+
+    def is_own_trouble(self, key: Hashable) -> bool:
+        """Whether `key` failed again although others were answered."""
+        return self._breaker.is_own(key)
+
+    def forget(self, key: Hashable) -> None:
+        """Nobody asks for `key` any more."""
+        self._breaker.forget(key)
+
+    def _judge(self, turn: Turn, fault: Fault | None) -> Change:
+        now = self._monotonic()
+        if fault is None or fault.kind.permanent:
+            away = self._breaker.fault is not None
+            over = self._breaker.answered(turn.key)
+            if away:
+                self._rate.start_slowly(now)
+            return Change.BACK if over else Change.NONE
+        if fault.kind is Kind.THROTTLED:
+            self._rate.throttled(now)
+        opened = self._breaker.failed(turn.key, fault, now=now, spread=self._spread())
+        return Change.AWAY if opened else Change.NONE
+
+    def _pump(self) -> None:
+        """Let out all that may go now, and wake up when the next may."""
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        while self._opened and len(self._calls) < CALLS:
+            now = self._monotonic()
+            turn, wait = self._choose(now)
+            if turn is not None:
+                wait = self._rate.take(now)
+            if wait > 0:
+                self._timer = asyncio.get_running_loop().call_later(wait, self._pump)
+            if turn is None or wait > 0:
+                return
+            self._let_out(turn, now)
+
+    def _choose(self, now: float) -> tuple[Turn | None, float]:
+        """The next to go, or None and the seconds until there may be one (0: not before something else happens)."""
+        if self._breaker.fault is not None:
+            if self._calls or not any(self._lanes.values()):
+                return None, 0.0
+            if now < self._breaker.probe_at:
+                return None, self._breaker.probe_at - now
+        long_free = self._long_calls() < LONG_CALLS
+        later = 0.0
+        for priority, lane in self._lanes.items():
+            turn = next((turn for turn in lane if long_free or not turn.slow), None)
+            if turn is None:
+                continue
+            calm = min(self._next_refresh, turn.calm_until) if priority is Priority.REFRESH else now
+            if calm <= now:
+                return turn, 0.0
+            later = calm - now
+        return None, later
+
+    def _let_out(self, turn: Turn, now: float) -> None:
+        self._lanes[turn.priority].remove(turn)
+        if turn.priority is Priority.REFRESH:
+            self._next_refresh = now + self.spacing
+        turn.patience = LONG if self._long_calls() < LONG_CALLS else SHORT
+        self._calls.add(turn)
+        if turn.admitted is not None:
+            turn.admitted.set_result(None)
+
+    def _long_calls(self) -> int:
+        return sum(turn.patience == LONG for turn in self._calls)
