@@ -49,7 +49,7 @@ class ClusterApi:
         environ: Mapping[str, str] = os.environ,
         service_account: Path = SERVICE_ACCOUNT,
     ) -> Self:
-        """The API of a kubeconfig's current context, of `api_server` or of the cluster around this pod: first given wins.
+        """The API of a kubeconfig's current context, of `api_server`, or of the cluster around this pod, in that order.
 
         Asks nothing yet: the server may be away. Raises ClusterConfigError where the settings can't be used.
         `insecure` accepts any certificate of the server, except inside a cluster, which gives every pod its authority.

@@ -3,12 +3,13 @@
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import aiohttp
 
 from kube2iam.domain.pod import MalformedObjectError, Pod
+from kube2iam.kube.api import ClusterApi
 from kube2iam.kube.errors import ClusterUnavailableError
 
 log = logging.getLogger(__name__)
@@ -16,20 +17,6 @@ log = logging.getLogger(__name__)
 _TIMEOUT = 2.0
 _REMEMBERED = 5.0
 """Seconds for which an answer counts, a failure too: a pod that asks in a loop costs the API server nothing more."""
-
-
-class ClusterRequests(Protocol):
-    """Who asks the API server."""
-
-    async def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Sequence[tuple[str, str]] = (),
-        timeout: float = ...,  # noqa: ASYNC109
-    ) -> aiohttp.ClientResponse:
-        """See ClusterApi.request."""
 
 
 class DuplicateCounters(Protocol):
@@ -47,7 +34,7 @@ class DuplicateResolver:
 
     def __init__(
         self,
-        api: ClusterRequests,
+        api: ClusterApi,
         *,
         project: Callable[[object], Pod],
         mine: Callable[[Pod], bool],

@@ -8,13 +8,14 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn, Protocol
 
 import aiohttp
 
+from kube2iam.kube.api import ClusterApi
 from kube2iam.kube.backoff import Backoff
 from kube2iam.kube.errors import ClusterUnavailableError
 
@@ -31,21 +32,6 @@ _MESSAGE = 1024
 _NAME = 253 - 17
 
 _NOT_FOUND, _TOO_MANY, _FORBIDDEN, _UNAUTHORIZED = 404, 429, 403, 401
-
-
-class ClusterRequests(Protocol):
-    """Who asks the API server."""
-
-    async def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        query: Sequence[tuple[str, str]] = (),
-        body: Mapping[str, Any] | None = None,
-        content_type: str = ...,
-    ) -> aiohttp.ClientResponse:
-        """See ClusterApi.request."""
 
 
 class EventCounters(Protocol):
@@ -85,7 +71,7 @@ class EventRecorder:
 
     def __init__(
         self,
-        api: ClusterRequests,
+        api: ClusterApi,
         *,
         node: str,
         counters: EventCounters,
