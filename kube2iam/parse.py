@@ -28,6 +28,7 @@ _LONGEST_DURATION_TEXT = 64
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*", re.IGNORECASE
 )
+_ENDPOINT = re.compile(r"(?:\[([0-9A-Fa-f:]+)\]|([^:]+))(?::([0-9]+))?")
 _PORT = re.compile(r"[0-9]{1,5}")
 _HIGHEST_PORT = 65535
 _MOST_DIGITS = 12
@@ -124,15 +125,15 @@ def endpoint(text: str) -> str:
     """`host:port` from an address or a host name with or without a port (80); IPv6 in brackets."""
     if "/" in text:
         raise UnfitTextError("leave out the scheme and the path")
-    host, colon, number = text.rpartition(":")
-    if not colon or _is_ipv6(text):
-        host, number = text, "80"
-    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    if _is_ipv6(host):
-        host = f"[{address(host)}]"
-    elif not _HOST_NAME.fullmatch(host):
+    if _is_ipv6(text):
+        text = f"[{text}]"
+    found = _ENDPOINT.fullmatch(text)
+    if found is None:
         raise ValueError
-    return f"{host}:{port(number)}"
+    bracketed, host, number = found.groups()
+    if bracketed is None and not _HOST_NAME.fullmatch(host):
+        raise ValueError
+    return f"{host if bracketed is None else f'[{address(bracketed)}]'}:{port(number or '80')}"
 
 
 def server_url(text: str) -> str:
