@@ -85,6 +85,7 @@ class ClusterServer:
         )
 
     async def _watch(self, request: web.Request, resource: str, namespace: str, matches: Matches) -> web.StreamResponse:
+        since = _since(request)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
         task = asyncio.current_task()
@@ -97,7 +98,7 @@ class ClusterServer:
 
         with suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(float(request.query.get("timeoutSeconds", "1800"))):
-                await self._send_changes(response, resource, _since(request), seen, request.query)
+                await self._send_changes(response, resource, since, seen, request.query)
         return response
 
     async def _send_changes(

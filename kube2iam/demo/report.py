@@ -2,8 +2,8 @@
 
 import json
 import os
+import re
 import shutil
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +131,7 @@ def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> li
 
 
 def _row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    columns = [textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, widths, strict=True)]
+    columns = [_wrap(cell, width) for cell, width in zip(cells, widths, strict=True)]
     height = max(len(column) for column in columns)
     return [
         GAP.join(
@@ -140,6 +140,16 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
         ).rstrip()
         for line in range(height)
     ]
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """`text` in lines, broken after a space, a slash or a colon."""
+    lines = [""]
+    for part in re.findall(r"[^ /:]*[ /:]|[^ /:]+", text):
+        if len(lines[-1]) + len(part.rstrip()) > width and lines[-1]:
+            lines.append("")
+        lines[-1] += part
+    return [line.rstrip() for line in lines]
 
 
 def _sudo() -> str:
