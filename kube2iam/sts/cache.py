@@ -29,8 +29,9 @@ JUMP = 2.0
 class CredentialCache:
     """Sessions by request. `peek`, `start` and `want` never wait.
 
-    Every call to STS belongs to the cache, not to a caller. `run` opens the source and owns all that goes on; before it nothing goes out. `error_ttl` is seconds; `clock` is
-    the wall clock, `monotonic` the one that nobody sets; `spread` gives random numbers in [0, 1).
+    Every call to STS belongs to the cache, not to a caller. `run` opens the source and owns all that goes on; before it
+    nothing goes out. `error_ttl` is seconds; `clock` is the wall clock, `monotonic` the one that nobody sets; `spread`
+    gives random numbers in [0, 1).
     """
 
     def __init__(

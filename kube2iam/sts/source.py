@@ -1,0 +1,246 @@
+"""AssumeRole through the AWS SDK, in a bounded number of threads. The only module that imports it, and late.
+
+The SDK is botocore, which boto3's clients are made of: boto3 itself would add 3 MiB and nothing that is used here.
+Endpoints, proxies, certificates and the chain of the agent's own credentials follow the SDK's standard settings:
+https://docs.aws.amazon.com/sdkref/latest/guide/settings-reference.html
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from kube2iam.domain.roles import AssumeRoleRequest, Credentials
+from kube2iam.sts.errors import TIMEOUT, Fault, Kind, StsError, fault
+from kube2iam.sts.gate import CALLS, LONG, SHORT
+from kube2iam.sts.retry import until_it_works
+from kube2iam.sts.keys import Keys, OwnKeys, Signer
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CONNECT = 2.0
+_SKEW = 900.0
+"""Seconds by which AWS's clock may differ from ours and still be believed."""
+
+
+class StsSource:
+    """STS as a CredentialSource. Retries nothing: that is the cache's business.
+
+    `region` as given by flag, else from AWS_REGION, the SDK's own settings, or `discover_region`. Signs with the keys
+    of the SDK's chain, or of `signer`.
+    """
+
+    def __init__(
+        self,
+        *,
+        region: str = "",
+        discover_region: Callable[[], Awaitable[str]],
+        signer: Signer | None = None,
+        calls: int = CALLS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._region = region
+        self._discover_region = discover_region
+        self._own = OwnKeys(self._load_keys)
+        self._signer = signer or self._own
+        self._calls = calls
+        self._clock = clock
+        self._threads = ThreadPoolExecutor(calls, thread_name_prefix="kube2iam-sts")
+        self._signing = _Signing()
+        self._session: Any = None
+        self._chain: Any = None
+        self._long: Any = None
+        self._short: Any = None
+
+    @property
+    def endpoint(self) -> str:
+        """The URL that is asked; empty before `open`."""
+        return self._long.meta.endpoint_url if self._long else ""
+
+    async def open(self) -> None:
+        """Import the SDK and make its clients, in a thread; waits for a region as long as it takes."""
+        await until_it_works("the AWS SDK cannot be set up", self._set_up)
+
+    async def _set_up(self) -> None:
+        loop = asyncio.get_running_loop()
+        known = await loop.run_in_executor(self._threads, self._import)
+        region = self._region or os.environ.get("AWS_REGION") or known or await self._discover_region()
+        await loop.run_in_executor(self._threads, self._make_clients, region)
+        log.info("STS client made", extra={"sts.region": region, "sts.endpoint": _host(self.endpoint)})
+
+    async def fetch(self, request: AssumeRoleRequest, patience: float) -> Credentials:
+        """A new session, within `patience` seconds; raises StsError."""
+        try:
+            async with asyncio.timeout(patience):
+                return await self._signed(lambda: self._assume(request, patience))
+        except TimeoutError:
+            raise StsError(fault(TIMEOUT, detail=_host(self.endpoint))) from None
+
+    async def caller(self) -> str:
+        """The ARN of whoever the calls are signed by; raises StsError."""
+        try:
+            async with asyncio.timeout(LONG):
+                return await self._signed(lambda: self._guarded(lambda: str(self._long.get_caller_identity()["Arn"])))
+        except TimeoutError:
+            raise StsError(fault(TIMEOUT, detail=_host(self.endpoint))) from None
+
+    def close(self) -> None:
+        """Wait for nothing."""
+        self._own.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _signed(self, call: Callable[[], T]) -> T:
+        """`call` in a thread, signed with the present keys; once more if AWS refuses these and there are others."""
+        loop = asyncio.get_running_loop()
+        keys = self._signing.keys = await self._signer.keys()
+        try:
+            return await loop.run_in_executor(self._threads, call)
+        except StsError as error:
+            if error.fault.kind is not Kind.NODE or not self._signer.distrust(keys):
+                raise
+        self._signing.keys = await self._signer.keys()
+        return await loop.run_in_executor(self._threads, call)
+
+    # What follows runs in threads.
+
+    def _import(self) -> str | None:
+        """Load the SDK; returns the region that its own settings name."""
+        from botocore.session import Session  # noqa: PLC0415 - a third of a second, after the agent listens
+
+        self._session = Session()
+        self._session.register_component("credential_provider", self._signing)
+        region: str | None = self._session.get_config_variable("region")
+        return region
+
+    def _make_clients(self, region: str) -> None:
+        """Two clients that differ in how long they wait; everything else comes from the SDK's settings."""
+        from botocore.config import Config  # noqa: PLC0415 - as above
+
+        def client(read: float) -> Any:
+            config = Config(
+                connect_timeout=min(_CONNECT, read),
+                read_timeout=read,
+                retries={"total_max_attempts": 1, "mode": "standard"},
+                max_pool_connections=self._calls,
+                tcp_keepalive=True,
+                user_agent_appid="kube2iam",
+            )
+            return self._session.create_client("sts", region_name=region, config=config)
+
+        self._short, self._long = client(SHORT), client(LONG)
+
+    def _load_keys(self, anew: bool) -> Keys:  # noqa: FBT001 - called by OwnKeys alone
+        """The keys of the SDK's chain at present; botocore renews those that end."""
+        from botocore.credentials import create_credential_resolver  # noqa: PLC0415 - as above
+
+        try:
+            if anew:
+                chain = create_credential_resolver(self._session, region_name=self._long.meta.region_name)
+                self._chain = chain.load_credentials()
+            frozen = self._chain and self._chain.get_frozen_credentials()
+        except Exception as error:
+            log.debug("own credentials not loaded", exc_info=True)
+            known = fault(type(error).__name__)
+            raise StsError(known if known.kind is Kind.NODE else fault("CredentialRetrievalError")) from error
+        if frozen is None:
+            raise StsError(fault("NoCredentialsError"))
+        return Keys(frozen.access_key, frozen.secret_key, frozen.token)
+
+    def _assume(self, request: AssumeRoleRequest, patience: float) -> Credentials:
+        client = self._long if patience > SHORT else self._short
+        asked = self._clock()
+        answer = self._guarded(lambda: client.assume_role(**_parameters(request)))
+        try:
+            return _credentials(answer, asked)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StsError(fault("MalformedResponse", detail=_host(self.endpoint))) from error
+
+    def _guarded(self, call: Callable[[], T]) -> T:
+        """`call`, with whatever the SDK raises turned into a StsError."""
+        try:
+            return call()
+        except Exception as error:
+            raise StsError(_fault(error, _host(self.endpoint))) from error
+
+
+class _Signing:
+    """Credentials as the SDK's clients hold them, and the provider that yields them."""
+
+    method = "kube2iam"
+    keys: Keys | None = None
+
+    def load_credentials(self) -> "_Signing":
+        return self
+
+    def get_frozen_credentials(self) -> Keys | None:
+        return self.keys
+
+    def get_deferred_property(self, name: str) -> Callable[[], Any]:
+        return lambda: getattr(self.keys, name, None)
+
+
+def _parameters(request: AssumeRoleRequest) -> dict[str, Any]:
+    """https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html#API_AssumeRole_RequestParameters."""
+    parameters = {
+        "RoleArn": str(request.arn),
+        "RoleSessionName": request.session_name,
+        "DurationSeconds": request.duration,
+        "ExternalId": request.external_id,
+        "SourceIdentity": request.source_identity,
+        "PolicyArns": [{"arn": arn} for arn in request.policy_arns],
+        "Tags": [{"Key": key, "Value": value} for key, value in request.tags],
+        "TransitiveTagKeys": list(request.transitive_tag_keys),
+    }
+    return {name: value for name, value in parameters.items() if value}
+
+
+def _credentials(answer: dict[str, Any], asked: float) -> Credentials:
+    """What STS answered; raises where a field is missing or of the wrong shape.
+
+    `issued` is by AWS's clock if its answer shows that: then the life of a session does not depend on ours.
+    """
+    given = answer["Credentials"]
+    key, secret, token = texts = [given[name] for name in ("AccessKeyId", "SecretAccessKey", "SessionToken")]
+    if not all(isinstance(text, str) and text for text in texts):
+        raise ValueError("an empty field")
+    expiration = given["Expiration"]
+    expiration = expiration if expiration.tzinfo else expiration.replace(tzinfo=UTC)
+    issued = _date(answer["ResponseMetadata"]["HTTPHeaders"].get("date", ""), asked)
+    return Credentials(key, secret, token, expiration=int(expiration.timestamp()), issued=int(issued))
+
+
+def _date(header: str, asked: float) -> float:
+    try:
+        theirs = parsedate_to_datetime(header).timestamp()
+    except ValueError:
+        return asked
+    return theirs if abs(theirs - asked) < _SKEW else asked
+
+
+def _fault(error: Exception, endpoint: str) -> Fault:
+    """What an exception of the SDK means. Its text is logged only where STS refuses the request: no secret is in it."""
+    response = getattr(error, "response", None)
+    if not isinstance(response, dict):
+        cause = getattr(error, "kwargs", {}).get("error")
+        resolving = type(cause).__name__ == "NameResolutionError"
+        log.debug("call to STS failed", extra={"sts.error": type(cause or error).__name__})
+        return fault("NameResolutionError" if resolving else type(error).__name__, detail=endpoint)
+    said = response.get("Error", {})
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    known = fault(str(said.get("Code", "")), status=status, message=str(said.get("Message", "")))
+    if known.kind is Kind.REFUSED:
+        log.debug("STS refuses the request", extra={"sts.message": str(said.get("Message", ""))[:1000]})
+    return known
+
+
+def _host(endpoint: str) -> str:
+    """The endpoint as it may be shown: a URL may hold a password."""
+    return urlsplit(endpoint).hostname or ""
