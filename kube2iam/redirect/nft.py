@@ -15,6 +15,7 @@ from kube2iam.redirect.routes import families
 from kube2iam.redirect.rule import Family, MissingToolError, RedirectError, RedirectRule, Status
 
 _TIMEOUT = 10.0
+_MISSING = "nft is not installed: install the package nftables, or use --redirect-backend=legacy"
 
 
 class NftBackend:
@@ -28,9 +29,7 @@ class NftBackend:
     def require(self) -> None:
         """Raise MissingToolError if nft is not installed."""
         if shutil.which("nft") is None:
-            raise MissingToolError(
-                "nft is not installed: install the package nftables, or use --redirect-backend=legacy"
-            )
+            raise MissingToolError(_MISSING)
 
     async def ensure(self, rule: RedirectRule) -> str:
         """Make the tables say `rule`; returns what had to be mended, empty if nothing. Raises RedirectError."""
@@ -60,18 +59,9 @@ class NftBackend:
 
     async def status(self) -> Status:
         """What our tables say, and who else redirects."""
-        whole, lines = [], []
-        for family in Family:
-            found = await _list(family)
-            rule = None if found is None else read(family, found)
-            if rule:
-                lines.append(f"nft: {family.metadata} from {rule.interfaces} -> {rule.where(family)}")
-            elif found is not None:
-                lines.append(f"nft: table {family.table} {TABLE} is not as kube2iam writes it; install mends it")
-            if found is not None:
-                whole.append(rule is not None)
-        lines += [f"nft: not ours, in ip nat PREROUTING: {line}" for line in await _foreign()]
-        return Status(bool(whole) and all(whole), tuple(lines) or ("nft: nothing",))
+        tables = {family: table for family in Family if (table := await _list(family)) is not None}
+        found = {family: read(family, table) for family, table in tables.items()}
+        return Status.of(self.name, found, families=families(), foreign=await _foreign())
 
 
 async def _list(family: Family) -> State | None:
@@ -94,7 +84,7 @@ async def _foreign() -> list[str]:
         listing = await _nft("list", "chain", "ip", "nat", "PREROUTING")
     except RedirectError:
         return []
-    return [line.strip() for line in listing.splitlines() if Family.IPV4.metadata in line]
+    return [f"ip nat PREROUTING: {line.strip()}" for line in listing.splitlines() if Family.IPV4.metadata in line]
 
 
 class _AbsentError(RedirectError):
@@ -112,8 +102,10 @@ async def _nft(*arguments: str, document: str = "") -> str:
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, "LC_ALL": "C"},
         )
+    except FileNotFoundError:
+        raise MissingToolError(_MISSING) from None
     except OSError as error:
-        raise RedirectError(f"nft cannot be run: {error.strerror}: install the package nftables") from error
+        raise RedirectError(f"nft cannot be run: {error.strerror}") from error
     try:
         async with asyncio.timeout(_TIMEOUT):
             output, errors = await process.communicate(document.encode())

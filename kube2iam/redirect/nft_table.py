@@ -62,6 +62,7 @@ def _base(family: Family, hook: str, kind: str, priority: int, *, jump: str) -> 
 
 
 def table_of(family: Family) -> Object:
+    """Our table itself, to add or delete."""
     return {"table": {"family": family.table, "name": TABLE}}
 
 
@@ -99,17 +100,16 @@ def state_of(objects: Iterable[Object]) -> State:
 
 
 def read(family: Family, state: State) -> RedirectRule | None:
-    """The rule that a table says, as far as `family` goes; None if it is not one that `_objects` writes."""
-    with suppress(KeyError, IndexError, TypeError):
+    """The rule that a table says, as far as `family` goes; None if it is not one that `objects_of` writes."""
+    with suppress(AttributeError, KeyError, IndexError, TypeError):
         guards = [rule["expr"] for rule in state["rules"]["guard"]]
         interfaces = Interfaces(
             tuple(name for steps in guards if "reject" in steps[-1] and (name := _interface(steps[0]))),
             tuple(name for steps in guards if "return" in steps[-1] and (name := _interface(steps[0]))),
         )
         leads = state["rules"].get("redirect")
-        dnat = leads[-1]["expr"][-1]["dnat"] if leads else {"addr": None, "port": 0}
-        address = {"ipv4" if family is Family.IPV4 else "ipv6": dnat["addr"]}
-        rule = RedirectRule(interfaces, dnat["port"], **address)
+        dnat: Object = leads[-1]["expr"][-1]["dnat"] if leads else {"addr": None, "port": 0}
+        rule = RedirectRule.for_family(family, interfaces, address=dnat["addr"], port=dnat["port"])
         if state_of(objects_of(family, rule)) == state:
             return rule
     return None

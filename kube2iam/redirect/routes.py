@@ -62,9 +62,9 @@ def automatic(interfaces: Interfaces, pods: Collection[str], route: Callable[[st
     return interfaces.without(uplinks - direct)
 
 
-def families(rule: RedirectRule) -> tuple[Family, ...]:
+def families(rule: RedirectRule | None = None) -> tuple[Family, ...]:
     """The families that need rules: on a kernel without IPv6 there is nothing to refuse in it."""
-    if rule.ipv6 is None and not _IPV6_STACK.exists():
+    if (rule is None or rule.ipv6 is None) and not _IPV6_STACK.exists():
         return (Family.IPV4,)
     return (Family.IPV4, Family.IPV6)
 

@@ -5,7 +5,7 @@ https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -114,6 +114,12 @@ class RedirectRule:
             raise RedirectError(f"--host-ip {','.join(host_ips)}: at most one IPv4 and one IPv6 address")
         return cls(Interfaces.parse(interface), port, next(iter(four), None), next(iter(six), None))
 
+    @classmethod
+    def for_family(cls, family: Family, interfaces: Interfaces, *, address: str | None, port: int) -> Self:
+        """A rule as far as one family goes: what is read back from the kernel, table by table."""
+        four, six = (address, None) if family is Family.IPV4 else (None, address)
+        return cls(interfaces, port, four, six)
+
     def destination(self, family: Family) -> str | None:
         """The node's address that `family` is led to, or None where it is refused."""
         return self.ipv4 if family is Family.IPV4 else self.ipv6
@@ -134,8 +140,32 @@ class Status:
     """What a backend found in the kernel, for people."""
 
     present: bool
-    """The rule is there, whole."""
+    """The rule is there, whole, in every family that this node speaks."""
     lines: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        backend: str,
+        found: Mapping[Family, RedirectRule | None],
+        *,
+        families: Collection[Family],
+        foreign: Iterable[str] = (),
+    ) -> Self:
+        """From what `backend` found of its own, by family; None for what is damaged. `foreign` are others' rules."""
+        lines = [_describe(family, found) for family in families if found]
+        shown = [*lines, *(f"not ours, in {rule}" for rule in foreign)] or ["nothing"]
+        present = all(found.get(family) for family in families)
+        return cls(present, tuple(f"{backend}: {line}" for line in shown))
+
+
+def _describe(family: Family, found: Mapping[Family, RedirectRule | None]) -> str:
+    if family not in found:
+        return f"{family.metadata} is open: there is no rule for it; kube2iam redirect install mends it"
+    rule = found[family]
+    if rule is None:
+        return f"{family.metadata}: the rules are not as kube2iam writes them; kube2iam redirect install mends them"
+    return f"{family.metadata} from {rule.interfaces} -> {rule.where(family)}"
 
 
 def _destination(text: str) -> IPv4Address | IPv6Address:
