@@ -18,7 +18,7 @@ _PREFIX = "KUBE2IAM_"
 _YEAR = 365 * 86400.0
 _ROLE_ARN = r"arn:aws(?:-[a-z0-9]+)*:iam::\d{12}:role"
 _ANNOTATION = r"(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9](?:[\w.-]{0,61}[A-Za-z0-9])?"
-_INTERFACE = r"!?(?:[^\s,/!+:]{1,15}|[^\s,/!+:]{0,14}\+)"
+_INTERFACE = r'!?(?:[^\s/:!,+*"\\]{1,15}|[^\s/:!,+*"\\]{0,14}\+)'
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +203,10 @@ def _interfaces(text: str) -> str:
     names = parse.listed(_INTERFACE, text)
     if not names:
         raise ValueError
+    if "auto" in names and not all(name == "auto" or name.startswith("!") for name in names):
+        raise parse.UnfitTextError("auto finds the interfaces itself")
+    if "!+" in names:
+        raise parse.UnfitTextError("!+ leaves none")
     return ",".join(names)
 
 
