@@ -83,6 +83,8 @@ def _redirect(words: list[str], environment: Mapping[str, str]) -> int:
         said = f"redirect cannot {quote(action)}" if action else "redirect needs an action"
         raise SettingsError(f"{said}; expected install, remove or status")
     settings = settings_of(flags, environment)
+    if action == "install" and not settings.host_ip:
+        raise SettingsError("redirect install needs --host-ip (or the variable HOST_IP): where the redirect leads")
     logs.configure(settings)
     from kube2iam.redirect import command  # noqa: PLC0415 - as above
 

@@ -69,6 +69,7 @@ def test_help_keeps_to_the_width_of_the_terminal(columns: str) -> None:
         (["demmo"], 'there is no command "demmo"; did you mean demo'),
         (["redirect"], "expected install, remove or status"),
         (["redirect", "instal"], 'redirect cannot "instal"'),
+        (["redirect", "install"], "redirect install needs --host-ip"),
         (["redirect", "status", "--redirect-backend=ipvs"], "expected auto, nft, legacy or none"),
     ],
 )
