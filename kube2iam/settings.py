@@ -289,7 +289,7 @@ class Settings:
         None,
         optional(PORT, None),
         group=OBSERVABILITY,
-        help="Port for metrics, probes and the status page; if not given, --app-port, without the status page.",
+        help="Port for metrics, probes and --debug; if not given, --app-port, for the node alone and without --debug.",
     )
     debug: bool = switch(group=OBSERVABILITY, help="Serve /debug/store: which pod has which role.")
     log_format: str = flag("text", choice("text", "json"), group=OBSERVABILITY, help="How log lines are written.")
