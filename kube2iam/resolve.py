@@ -37,14 +37,14 @@ class Resolver:
         index: PodIndex,
         policy: Policy,
         cache: CredentialCache,
-        tie_break: TieBreak | None = None,
         decided: Callable[[Pod, Decision], None] = lambda _pod, _decision: None,
     ) -> None:
         """`decided` hears of each decision that differs from the pod's last one."""
         self._index = index
         self._policy = policy
         self._cache = cache
-        self._tie_break = tie_break
+        self.tie_break: TieBreak | None = None
+        """Set where the API server is to be asked about addresses with several claimants."""
         self._decided = decided
         self._decisions: dict[str, tuple[Pod, Namespace | None, Decision]] = {}
 
@@ -90,8 +90,8 @@ class Resolver:
                 try:
                     return self.peek(address)
                 except RefusedError as error:
-                    if error.denial.reason is Reason.AMBIGUOUS_ADDRESS and self._tie_break is not None:
-                        return await self._settle(address, self._tie_break, deadline)
+                    if error.denial.reason is Reason.AMBIGUOUS_ADDRESS and self.tie_break is not None:
+                        return await self._settle(address, self.tie_break, deadline)
                     if not error.denial.reason.passing or not await _set_by(changed, deadline):
                         raise
 

@@ -120,7 +120,8 @@ async def test_the_api_server_may_break_a_tie(index: PodIndex, answer: Pod | Non
     async def ask(_address: str) -> Pod | None:
         return answer
 
-    spine = Resolver(index=index, policy=POLICY, cache=NoCache(), tie_break=ask)
+    spine = resolver(index)
+    spine.tie_break = ask
     if answer is None:
         assert await reason(spine, 30) == expected
     else:
@@ -134,7 +135,8 @@ async def test_a_tie_break_that_hangs_ends_at_the_deadline(index: PodIndex) -> N
         await asyncio.Event().wait()
         return None
 
-    spine = Resolver(index=index, policy=POLICY, cache=NoCache(), tie_break=ask)
+    spine = resolver(index)
+    spine.tie_break = ask
     assert await reason(spine, SOON) == "ambiguous-address"
 
 

@@ -7,13 +7,16 @@ pods would get a wrong answer.
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
 
 PERIOD = 30.0
 """Seconds between two looks at the metadata service, as Go kube2iam's."""
+
+_SOON, _CALM, _REMIND = 0.1, 1.0, 30.0
+"""Seconds between two looks while not ready, while ready, and until what is missing is said again."""
 
 _TEXT = "text/plain; charset=utf-8"
 
@@ -74,6 +77,29 @@ class Health:
         lines += [f"[!]{name} degraded: {problem}" for name, problem in self.troubles().items()]
         lines.append("readyz check failed" if missing else "readyz check passed")
         return Page(status, _TEXT, ("\n".join(lines) + "\n").encode())
+
+
+async def announce(health: Health) -> None:
+    """Say in the log when the agent becomes ready or stops being so, and until then what it waits for. For ever."""
+    said: dict[str, str] | None = None
+    silent = 0.0
+    while True:
+        missing = health.missing()
+        if said is None or set(missing) != set(said) or (missing and silent >= _REMIND):
+            if missing:
+                log.log(
+                    logging.WARNING if said == {} else logging.INFO, "not ready", extra={"missing": _sentence(missing)}
+                )
+            else:
+                log.info("ready", extra={"degraded": _sentence(health.troubles()) or "nothing"})
+            said, silent = missing, 0.0
+        pause = _SOON if missing else _CALM
+        await asyncio.sleep(pause)
+        silent += pause
+
+
+def _sentence(problems: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {problem}" for name, problem in problems.items())
 
 
 class InstanceCheck:

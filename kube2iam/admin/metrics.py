@@ -20,6 +20,8 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.registry import Collector
 
+from kube2iam.domain.errors import Reason
+
 BUCKETS = tuple(0.001 * 2**n for n in range(14))
 """Upper bounds in seconds, as Go kube2iam's."""
 
@@ -31,8 +33,8 @@ _OTHER = "other"
 
 S = TypeVar("S")
 
-Gauges = Callable[[], Mapping[tuple[str, ...], float]]
-"""Reads the values of a gauge by its labels, when it is scraped."""
+Values = Callable[[], Mapping[tuple[str, ...], float]]
+"""Reads a metric's values by its labels, when it is scraped."""
 
 
 class Observations:
@@ -96,12 +98,15 @@ class _Counter(_Family[Count]):
         yield family
 
 
-class _Gauge(Collector):
-    def __init__(self, name: str, text: str, labels: tuple[str, ...], read: Gauges) -> None:
+class _Read(Collector):
+    """A gauge or counter whose values are read where they are, at each scrape."""
+
+    def __init__(self, name: str, text: str, labels: tuple[str, ...], read: Values) -> None:
         self._name, self._text, self._labels, self._read = name, text, labels, read
 
     def collect(self) -> Iterator[Metric]:
-        family = GaugeMetricFamily(self._name, self._text, labels=self._labels)
+        kind = CounterMetricFamily if self._name.endswith("_total") else GaugeMetricFamily
+        family = kind(self._name, self._text, labels=self._labels)
         for values, value in self._read().items():
             family.add_metric(values, value)
         yield family
@@ -125,7 +130,6 @@ class Metrics:
         self._sts = self._histogram("iam_request_duration_seconds", "Requests to STS.", "code", "role_arn")
         for code in ("Success", "UnknownError"):
             self._sts.labels(code, "")
-        self._hits = self._counter("iam_cache_hits_total", "Credentials answered from the cache.", "role_arn")
         self._duplicates = self._counter("iam_k8s_dup_req_count", "Addresses that several pods claimed.").labels()
         self._resolved = self._counter(
             "iam_k8s_dup_req_success_count", "Of these, the ones that the API server told apart."
@@ -158,13 +162,35 @@ class Metrics:
         self._registry.register(metric)
         return metric
 
-    def gauge(self, name: str, text: str, read: Gauges, *labels: str) -> None:
-        """Add `kube2iam_<name>`, whose values are read at each scrape."""
-        self._registry.register(_Gauge(f"kube2iam_{name}", text, labels, read))
+    def add(self, name: str, text: str, read: Values, *labels: str) -> None:
+        """Add the gauge `kube2iam_<name>` (a counter if it ends in `_total`), whose values are read at each scrape."""
+        self._registry.register(_Read(f"kube2iam_{name}", text, labels, read))
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
+
+    # For the pods' port
+
+    def observer(self, handler: str, method: str, code: int) -> Callable[[float], None]:
+        """What takes the seconds of each request with these labels."""
+        return self._http.labels(str(code), method, handler).observe
+
+    def denied(self, reason: Reason) -> None:
+        """A request got nothing."""
+        self._denials.labels(reason.code).inc()
+        if reason is Reason.UNKNOWN_ADDRESS:
+            self._unknown.inc()
+
+    def without_token(self, namespace: str) -> None:
+        """A request came without a session token."""
+        self._v1.labels(namespace).inc()
+
+    # For credentials
+
+    def fetched(self, role: str, code: str, seconds: float) -> None:
+        """A call to STS has ended."""
+        self._sts.labels(code, role).observe(seconds)
 
     # For the cluster side
 
@@ -201,5 +227,5 @@ class Metrics:
     # For the redirect
 
     def redirect_drift(self) -> None:
-        """Someone changed the rule."""
+        """Someone else changed the rule, and it was put back."""
         self._drift.inc()

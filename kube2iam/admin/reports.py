@@ -23,8 +23,9 @@ class Recorder(Protocol):
 class Reports:
     """Hears of every decision that changes."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self) -> None:
+        self.recorder: Recorder | None = None
+        """Who posts Events; there is none before the API server's address is known, and no pod either."""
 
     def decided(self, pod: Pod, decision: Decision) -> None:
         """A pod's decision is new or another one."""
@@ -49,16 +50,16 @@ class Reports:
             return
         self._tell(pod, denial, "role denied")
         if denial.reason is Reason.NAMESPACE_UNREADABLE:
-            self._recorder.record("Namespace", "", pod.namespace, "", _event_reason(denial), denial.explanation)
+            self._record("Namespace", "", pod.namespace, "", denial)
 
     def _tell(self, pod: Pod, denial: Denial, said: str) -> None:
         log.warning(said, extra=_fields(pod) | {"reason": denial.reason.code, "why": denial.explanation})
-        self._recorder.record("Pod", pod.namespace, pod.name, pod.uid, _event_reason(denial), denial.explanation)
+        self._record("Pod", pod.namespace, pod.name, pod.uid, denial)
 
-
-def _event_reason(denial: Denial) -> str:
-    """The denial's code in the form of an Event's reason: `NamespaceDenied`."""
-    return denial.reason.code.title().replace("-", "")
+    def _record(self, kind: str, namespace: str, name: str, uid: str, denial: Denial) -> None:
+        if self.recorder is not None:
+            reason = denial.reason.code.title().replace("-", "")  # UpperCamelCase, as Events have it
+            self.recorder.record(kind, namespace, name, uid, reason, denial.explanation)
 
 
 def _fields(pod: Pod) -> dict[str, str]:
