@@ -57,7 +57,8 @@ class Upstream:
     """A client of the service at `metadata_addr` (host:port). To be made inside a running loop.
 
     It asks with a session token of its own, so that hop limits and "tokens required" are no obstacle to pods; and
-    without one where the service has none. Uses no proxy, follows no redirect. `named` as in `may_leave`.
+    without one where the service has none. Uses no proxy, follows no redirect. `named`: the patterns of
+    `--metadata-allow`.
     """
 
     def __init__(

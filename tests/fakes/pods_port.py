@@ -208,7 +208,7 @@ async def pods_port(
             restrictions=Restrictions(enforcement=Enforcement.ON),
         )
         allowlist = Allowlist(allow, deny)
-        upstream = Upstream(imds.address, named=allowlist.named)
+        upstream = Upstream(imds.address, named=allow)
         front = Front(
             resolver=Resolver(index=index, policy=policy, cache=credentials),
             pods=index,

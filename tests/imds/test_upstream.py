@@ -238,7 +238,7 @@ async def test_the_guard_keeps_what_should_never_have_come_so_far(
 
 
 async def test_what_the_operator_named_passes_the_guard(imds: ForgivingImds) -> None:
-    client = Upstream(imds.address, named=["user-data"])
+    client = Upstream(imds.address, named=["/latest/(user-data)"])
     assert (await client.get("user-data")).body == b"canary-user-data"
     await client.aclose()
     assert not may_leave("dynamic/instance-identity/pkcs7", ["user-data"])
