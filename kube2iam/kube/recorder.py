@@ -83,7 +83,7 @@ class EventRecorder:
         self._counters = counters
         self._clock = clock
         self._backoff = backoff or Backoff(most=60.0)
-        self._queue: asyncio.Queue[_About] = asyncio.Queue(_QUEUE)
+        self._queue: asyncio.Queue[tuple[_About, _Series]] = asyncio.Queue(_QUEUE)
         self._series: OrderedDict[_About, _Series] = OrderedDict()
         self._trouble: str | None = None
 
@@ -105,7 +105,7 @@ class EventRecorder:
 
     def _enqueue(self, about: _About, series: _Series) -> None:
         try:
-            self._queue.put_nowait(about)
+            self._queue.put_nowait((about, series))
             series.waiting = True
         except asyncio.QueueFull:
             self._counters.cluster_event("dropped")
@@ -113,10 +113,9 @@ class EventRecorder:
     async def run(self) -> NoReturn:
         """Post what was recorded, for ever."""
         while True:
-            about = await self._queue.get()
-            series = self._series.get(about)
-            if series is not None:
-                await asyncio.sleep(await self._post(about, series))
+            about, series = await self._queue.get()
+            rest = await self._post(about, series)
+            await asyncio.sleep(rest)
 
     async def _post(self, about: _About, series: _Series) -> float:
         """Send one; returns the seconds to rest."""

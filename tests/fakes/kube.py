@@ -5,6 +5,7 @@ Each resource has a script of answers for LIST and one for WATCH; the last answe
 
 import asyncio
 import json
+import ssl
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class Asked:
     query: Mapping[str, str]
     headers: Mapping[str, str]
     body: Any
+    client: str = ""
+    """The common name of the client's certificate."""
 
     @property
     def watch(self) -> bool:
@@ -42,9 +45,10 @@ class Asked:
 
 
 class FakeApiServer:
-    """`async with FakeApiServer() as server:` listens; `server.url` says where."""
+    """`async with FakeApiServer() as server:` listens; `server.url` says where. With `tls` it speaks https."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.asked: list[Asked] = []
         self._scripts: defaultdict[tuple[str, bool], list[Answer]] = defaultdict(list)
         self._arrived = asyncio.Condition()
@@ -75,8 +79,12 @@ class FakeApiServer:
 
     async def listen(self, port: int) -> None:
         """Listen at `port`; 0 picks one."""
-        self._site = web.TCPSite(self._runner, "127.0.0.1", port)
-        await self._site.start()
+        await web.TCPSite(self._runner, "127.0.0.1", port, ssl_context=self._tls).start()
+
+    async def stop_listening(self) -> None:
+        """Refuse new connections."""
+        for site in list(self._runner.sites):
+            await site.stop()
 
     @property
     def port(self) -> int:
@@ -84,7 +92,7 @@ class FakeApiServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -94,7 +102,12 @@ class FakeApiServer:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         text = await request.text()
         asked = Asked(
-            request.method, request.path, dict(request.query), dict(request.headers), json.loads(text) if text else None
+            request.method,
+            request.path,
+            dict(request.query),
+            dict(request.headers),
+            json.loads(text) if text else None,
+            _common_name(request),
         )
         answer = self._next(asked)
         async with self._arrived:
@@ -119,6 +132,12 @@ class FakeApiServer:
         if not script:
             return refusal(404, "no script")
         return script.pop(0) if len(script) > 1 else script[0]
+
+
+def _common_name(request: web.Request) -> str:
+    certificate = request.transport and request.transport.get_extra_info("peercert")
+    subject = dict(field for fields in (certificate or {}).get("subject", ()) for field in fields)
+    return str(subject.get("commonName", ""))
 
 
 def listing(*items: object, version: str = "10", cursor: str = "") -> Answer:
