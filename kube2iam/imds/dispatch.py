@@ -6,24 +6,24 @@ The order of the checks: target, Host, method, the node's own address, session t
 import asyncio
 import logging
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any, Protocol
 
 from kube2iam.domain.errors import Denial, Reason, RefusedError
 from kube2iam.domain.pod import Pod
 from kube2iam.imds import listen, replies
-from kube2iam.imds.front import FORWARDED_FOR, HOST, TOKEN, Answer, Front, Request
+from kube2iam.imds.connection import Connection
+from kube2iam.imds.front import FORWARDED_FOR, HOST, READ, TOKEN, Answer, Front, Head, Plan, Request, Route
 from kube2iam.imds.limits import PodLimits
 from kube2iam.imds.paths import BadTargetError, Kind, Target, parse
-from kube2iam.imds.protocol import Connection
 from kube2iam.imds.replies import Reply
-from kube2iam.imds.routes import ROUTES, Route
+from kube2iam.imds.routes import ROUTES
 
 log = logging.getLogger(__name__)
 
 IMDSV2 = "iam.amazonaws.com/imdsv2"
 """Annotation of a namespace: `optional` or `required`, whatever the flag says; anything else means `required`."""
 
-_ADMIN_HANDLERS = {"healthz": "healthHandler", "metrics": "metricsHandler"}
 _MALFORMED = "malformedHandler"
 _METHODS = frozenset((b"GET", b"HEAD", b"PUT", b"POST", b"DELETE", b"PATCH", b"OPTIONS"))
 _REMEMBERED = frozenset(Kind) - {Kind.NOT_FOUND, Kind.ADMIN}
@@ -34,6 +34,7 @@ _MOST_REMEMBERED = 4096
 _NAMES = (b"169.254.169.254", b"[fd00:ec2::254]", b"instance-data", b"instance-data.ec2.internal")
 _METADATA_HOSTS = frozenset(name + port for name in _NAMES for port in (b"", b":80"))
 _OVER_LIMIT = Denial(Reason.OVER_LIMIT, "more is being asked for than one pod's share of what costs something")
+_ADMIN = Route("adminHandler", lambda _front, _request, _target: replies.empty(404))
 _CRASHED = Reply(500, closing=True)
 
 
@@ -68,20 +69,16 @@ class Dispatch:
         self._metrics = metrics
         self._admin = admin
         self._hop_limit = hop_limit
-        self._clock = asyncio.get_running_loop().time
-        self._targets: dict[bytes, Target] = {}
-        self._observers: dict[tuple[str, bytes, int], Callable[[float], None]] = {}
         self._said: dict[str, Denial] = {}
 
     def handle(self, request: Request, connection: Connection) -> Answer:
         """The reply, or a coroutine that `settle` must see the end of. Does not raise."""
-        request.started = self._clock()
+        request.started = perf_counter()
         try:
             answer = self._answer(request, connection)
         except RefusedError as error:
             answer = self._refuse(request, error.denial)
         except BadTargetError:
-            request.handler = _MALFORMED
             answer = replies.closing(400)
         except Exception:
             log.exception("a request was not answered", extra=_fields(request))
@@ -112,54 +109,66 @@ class Dispatch:
 
     def malformed(self, address: str, status: int) -> None:
         """Something that is no sound request was answered with `status`."""
-        self._observer(_MALFORMED, b"", status)(0.0)
+        self._metrics.observer(_MALFORMED, "other", status)(0.0)
         log.debug("a malformed request", extra={"req.remote": address, "res.status": status})
 
     def _answer(self, request: Request, connection: Connection) -> Answer:
-        target = self._targets.get(request.target) or self._parse(request.target)
-        host = request.headers.get(HOST)
-        at_metadata = host is None or host in _METADATA_HOSTS or host.lower() in _METADATA_HOSTS
+        head, front = request.head, self._front
+        plan = head.plan or self._plan(head)
+        target, route = plan.target, plan.route
+        request.plan = plan
         if target.kind is Kind.ADMIN:
-            return self._admit(request, target, connection, at_metadata=at_metadata and host is not None)
-        route = ROUTES[target.kind]
-        request.handler = route.handler
-        if not at_metadata:
+            return self._admit(request, target, connection)
+        if not plan.at_metadata:
             return replies.empty(403)
-        if request.method not in route.methods:
+        if head.method not in route.methods:
             return replies.method_not_allowed("GET, HEAD" if route.needs_token else "PUT")
-        owner = self._front.pods.find(request.address)
-        if isinstance(owner, Denial):
-            if not owner.reason.passing:
-                raise RefusedError(owner)
-            if route.needs_token and target.kind not in _ANYONES and TOKEN not in request.headers:
-                return self._once_known(request, target, route)
+        request.owner = owner = front.pods.find(request.address)
+        if isinstance(owner, Denial) and not owner.reason.passing:
+            raise RefusedError(owner)
         if route.needs_token:
-            refusal = self._check_token(request, owner if isinstance(owner, Pod) else None)
+            if plan.token is None and isinstance(owner, Denial) and target.kind not in _ANYONES:
+                return self._once_known(request, target, route)
+            refusal = self._check_token(request, plan.token)
             if refusal is not None:
                 return refusal
-        answer = route.function(self._front, request, target)
+        answer = route.function(front, request, target)
         if self._hop_limit and target.kind is Kind.TOKEN:
             listen.limit_hops(connection.transport.get_extra_info("socket"), self._hop_limit)
         return answer
+
+    def _plan(self, head: Head) -> Plan:
+        """What the head means; raises BadTargetError. Remembered where clients can be expected to say it again."""
+        target = parse(head.target, self._front.allowlist)
+        host = head.headers.get(HOST)
+        plan = Plan(
+            target=target,
+            route=_ADMIN if target.kind is Kind.ADMIN else ROUTES[target.kind],
+            at_metadata=host is None or host in _METADATA_HOSTS or host.lower() in _METADATA_HOSTS,
+            token=head.headers.get(TOKEN),
+        )
+        if target.kind in _REMEMBERED:
+            head.plan = plan
+        return plan
 
     async def _once_known(self, request: Request, target: Target, route: Route) -> Reply:
         """Answer a request without a token, which the namespace of a pod not known yet may forbid."""
         front = self._front
         try:
-            owner: Pod | Denial = (await front.resolver.grant(request.address, front.deadline(request))).pod
+            request.owner = (await front.resolver.grant(request.address, front.deadline(request))).pod
         except RefusedError:
-            owner = front.pods.find(request.address)
-        if isinstance(owner, Denial):
-            raise RefusedError(owner)
-        refusal = self._check_token(request, owner)
+            request.owner = front.pods.find(request.address)
+        if isinstance(request.owner, Denial):
+            raise RefusedError(request.owner) from None
+        refusal = self._check_token(request, None)
         if refusal is not None:
             return refusal
         answer = route.function(front, request, target)
         return answer if isinstance(answer, Reply) else await answer
 
-    def _check_token(self, request: Request, owner: Pod | None) -> Reply | None:
+    def _check_token(self, request: Request, token: bytes | None) -> Reply | None:
         """The refusal of a request whose session token is bad, or lacks where it is required."""
-        token = request.headers.get(TOKEN)
+        owner = request.owner if isinstance(request.owner, Pod) else None
         if token is not None:
             if FORWARDED_FOR in request.headers:
                 return replies.empty(403)
@@ -174,22 +183,14 @@ class Dispatch:
         said = None if namespace is None else namespace.annotation(IMDSV2)
         return self._front.require_token if said is None else said != "optional"
 
-    def _admit(self, request: Request, target: Target, connection: Connection, *, at_metadata: bool) -> Answer:
+    def _admit(self, request: Request, target: Target, connection: Connection) -> Answer:
         """Answer an admin path to who asks by an address of the node's own, and never through the redirect."""
-        request.handler = _ADMIN_HANDLERS.get(target.path, "adminHandler")
-        if self._admin is None or at_metadata or listen.redirected(connection.transport.get_extra_info("socket")):
+        plan_at_metadata = request.plan is not None and request.plan.at_metadata and HOST in request.headers
+        if self._admin is None or plan_at_metadata or listen.redirected(connection.transport.get_extra_info("socket")):
             return replies.empty(404)
-        if request.method not in {b"GET", b"HEAD"}:
+        if request.method not in READ:
             return replies.method_not_allowed("GET, HEAD")
         return _page(self._admin, target)
-
-    def _parse(self, raw: bytes) -> Target:
-        target = parse(raw, self._front.allowlist)
-        if target.kind in _REMEMBERED and len(raw) <= _LONGEST_REMEMBERED:
-            if len(self._targets) >= _MOST_REMEMBERED:
-                self._targets.clear()
-            self._targets[raw] = target
-        return target
 
     def _refuse(self, request: Request, denial: Denial) -> Reply:
         self._metrics.denied(denial.reason)
@@ -202,18 +203,22 @@ class Dispatch:
         return replies.denied(denial.reason)
 
     def _observe(self, request: Request, reply: Reply) -> None:
-        seconds = self._clock() - request.started
-        key = request.handler, request.method, reply.status
-        observe = self._observers.get(key) or self._observer(*key)
+        seconds = perf_counter() - request.started
+        plan = request.plan
+        observe = None if plan is None else plan.observers.get(reply.status)
+        if observe is None:
+            observe = self._observer(request, reply.status)
         observe(seconds)
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("answered", extra=_fields(request) | {"res.status": reply.status, "res.duration": seconds * 1000})
+            fields = _fields(request) | {"res.status": reply.status, "res.duration": seconds * 1000}
+            log.debug("answered", extra=fields)
 
-    def _observer(self, handler: str, method: bytes, status: int) -> Callable[[float], None]:
-        known = method.decode() if method in _METHODS else "other"
-        observe = self._metrics.observer(handler, known, status)
-        if len(self._observers) < _MOST_REMEMBERED:
-            self._observers[handler, method, status] = observe
+    def _observer(self, request: Request, status: int) -> Callable[[float], None]:
+        plan = request.plan
+        method = request.method.decode() if request.method in _METHODS else "other"
+        observe = self._metrics.observer(_MALFORMED if plan is None else plan.route.handler, method, status)
+        if plan is not None:
+            plan.observers[status] = observe
         return observe
 
 
@@ -224,5 +229,5 @@ async def _page(admin: Admin, target: Target) -> Reply:
 
 def _fields(request: Request) -> dict[str, Any]:
     """A request's log fields, by the names of Go kube2iam."""
-    path = request.target[:_LONGEST_REMEMBERED].decode("latin-1")
+    path = request.head.target[:_LONGEST_REMEMBERED].decode("latin-1")
     return {"req.method": request.method.decode("latin-1"), "req.path": path, "req.remote": request.address}

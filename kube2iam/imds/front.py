@@ -7,13 +7,13 @@ RefusedError, at once or from its coroutine: the server turns the denial into it
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from kube2iam.domain.errors import Denial
 from kube2iam.domain.pod import Namespace, Pod
-from kube2iam.domain.roles import Credentials, Grant
+from kube2iam.domain.roles import Credentials, Decision, Grant
 from kube2iam.imds.allowlist import Allowlist
 from kube2iam.imds.paths import Target
 from kube2iam.imds.replies import CredentialReplies, Reply
@@ -22,26 +22,69 @@ HOST = b"host"
 TOKEN = b"x-aws-ec2-metadata-token"
 TTL = b"x-aws-ec2-metadata-token-ttl-seconds"
 FORWARDED_FOR = b"x-forwarded-for"
+READ = frozenset((b"GET", b"HEAD"))
 
 
-class Request:
-    """One request whose HTTP is sound. Header names are lower-case; only those that a rule reads are kept."""
+class Head:
+    """What one request says, its HTTP found sound. Clients say the same again and again, so it is read once and shared.
 
-    __slots__ = ("address", "deadline", "handler", "headers", "method", "started", "target")
+    Header names are lower-case; only those that a rule reads are kept.
+    """
 
-    def __init__(self, method: bytes, target: bytes, headers: dict[bytes, bytes], address: str) -> None:
+    __slots__ = ("bodiless", "headers", "keep", "method", "plan", "target")
+
+    def __init__(self, method: bytes, target: bytes, headers: Mapping[bytes, bytes], *, keep: bool) -> None:
         self.method = method
         self.target = target
         """As it came, unread."""
         self.headers = headers
+        self.keep = keep
+        """Whether the connection may be used again after the reply."""
+        self.bodiless = method == b"HEAD"
+        """Whether the reply goes without its body."""
+        self.plan: Plan | None = None
+        """What it means; None until it is known, and for what is not worth remembering."""
+
+
+class Request:
+    """One request: what is said, and who says it."""
+
+    __slots__ = ("address", "deadline", "head", "owner", "plan", "started")
+
+    def __init__(self, head: Head, address: str) -> None:
+        self.head = head
         self.address = address
         """Who asks: the peer's canonical address, fixed at accept."""
+        self.owner: Pod | Denial | None = None
+        """The pod that has the address, as the index knew it when the request was whole."""
         self.deadline: float | None = None
         """Loop time until which it may wait, set when it first has to."""
+        self.plan: Plan | None = None
+        """What its head means, once that is known."""
         self.started = 0.0
-        """Loop time when it was whole."""
-        self.handler = ""
-        """The metric's label for what answers it."""
+
+    @property
+    def method(self) -> bytes:
+        """`GET`, `HEAD`, `PUT` or what else there is."""
+        return self.head.method
+
+    @property
+    def headers(self) -> Mapping[bytes, bytes]:
+        """The fields that rules read."""
+        return self.head.headers
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a head means, whoever sends it."""
+
+    target: Target
+    route: "Route"
+    at_metadata: bool
+    """Whether Host names the metadata service, or is rightly absent."""
+    token: bytes | None
+    observers: dict[int, Callable[[float], None]] = field(default_factory=dict)
+    """By status: what the metrics are told through."""
 
 
 class Resolver(Protocol):
@@ -49,6 +92,9 @@ class Resolver(Protocol):
 
     def peek(self, address: str) -> Grant:
         """The grant as known now; raises RefusedError."""
+
+    def decide(self, pod: Pod) -> Decision:
+        """What the pod may have, or why it gets nothing; as `peek`, for a pod that has been found."""
 
     async def grant(self, address: str, deadline: float) -> Grant:
         """The grant, waited for while its lack may pass; raises RefusedError."""
@@ -119,3 +165,14 @@ class Front:
 
 Answer = Reply | Coroutine[Any, Any, Reply]
 Function = Callable[[Front, Request, Target], Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What answers a kind of target. `handler` is the metric's label: Go kube2iam's name where it has one."""
+
+    handler: str
+    function: Function
+    methods: frozenset[bytes] = READ
+    needs_token: bool = True
+    """Whether session tokens are looked at: all but the route that hands them out."""

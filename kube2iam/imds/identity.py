@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from kube2iam.domain.errors import Reason, RefusedError, refused
+from kube2iam.domain.pod import Pod
 from kube2iam.domain.roles import Grant
 from kube2iam.imds import replies
 from kube2iam.imds.front import Answer, Front, Request
@@ -32,7 +33,7 @@ def roles(front: Front, request: Request, _target: Target) -> Answer:
     """`meta-data/iam/security-credentials/`: the role's name, at the latest when the hold is over."""
     grant = _known(front, request)
     if grant is not None and front.resolver.warm(grant) is not None:
-        return replies.role_listing(grant.arn)
+        return replies.role_listing(grant.arn.name)
     return _roles_held(front, request)
 
 
@@ -49,12 +50,13 @@ def credentials(front: Front, request: Request, target: Target) -> Answer:
 
 def _known(front: Front, request: Request) -> Grant | None:
     """The pod's grant, or None where it may be known a moment later; raises RefusedError where waiting cannot help."""
-    try:
-        return front.resolver.peek(request.address)
-    except RefusedError as error:
-        if error.denial.reason.passing:
-            return None
-        raise
+    owner = request.owner
+    decision = front.resolver.decide(owner) if isinstance(owner, Pod) else owner
+    if isinstance(decision, Grant):
+        return decision
+    if decision is None or decision.reason.passing:
+        return None
+    raise RefusedError(decision)
 
 
 def _granted(front: Front, request: Request, render: Callable[[Grant], Reply]) -> Answer:
@@ -72,7 +74,7 @@ async def _roles_held(front: Front, request: Request) -> Reply:
     grant = await resolver.grant(request.address, deadline)
     with suppress(RefusedError):  # what STS says is for the credentials path to tell
         await resolver.credentials(grant, deadline)
-    return replies.role_listing((await resolver.grant(request.address, deadline)).arn)
+    return replies.role_listing((await resolver.grant(request.address, deadline)).arn.name)
 
 
 async def _credentials_held(front: Front, request: Request, target: Target) -> Reply:

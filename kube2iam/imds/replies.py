@@ -6,7 +6,7 @@ never chunked. https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-
 
 import json
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from http import HTTPStatus
 from time import gmtime, strftime
@@ -71,9 +71,10 @@ class CredentialReplies:
         return reply
 
 
-def role_listing(arn: RoleArn) -> Reply:
+@lru_cache(maxsize=1024)
+def role_listing(name: str) -> Reply:
     """The role's bare name on one line without a line feed."""
-    return Reply(200, arn.name.encode())
+    return Reply(200, name.encode())
 
 
 def iam_info(arn: RoleArn, updated: float) -> Reply:

@@ -1,26 +1,12 @@
 """What answers what: a row for each kind of target. A metadata route is a function and a row here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from kube2iam.imds import identity, metadata, session
-from kube2iam.imds.front import Function
+from kube2iam.imds.front import READ, Route
 from kube2iam.imds.paths import Kind
 
-READ = frozenset((b"GET", b"HEAD"))
 READ_AND_PUT = READ | {b"PUT"}
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """`handler` is the metric's label: Go kube2iam's name where it has one."""
-
-    handler: str
-    function: Function
-    methods: frozenset[bytes] = READ
-    needs_token: bool = True
-    """Whether session tokens are looked at: all but the route that hands them out."""
-
 
 ROUTES: Mapping[Kind, Route] = {
     Kind.ROOT: Route("rootHandler", metadata.root),

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from email.utils import formatdate
 from functools import partial
 
+from kube2iam.imds.connection import Connection
 from kube2iam.imds.dispatch import Admin, Dispatch, Metrics
-from kube2iam.imds.front import Front
+from kube2iam.imds.front import Front, Head
 from kube2iam.imds.limits import PodLimits, room_for_connections
 from kube2iam.imds.listen import Acceptor
-from kube2iam.imds.protocol import Connection
 from kube2iam.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class Server:
         self.most_headers = settings.max_headers or _NEVER
         self.longest_body = settings.max_body_bytes or _NEVER
         self.most_bytes = self.longest_target + self.most_header_bytes + self.longest_body
+        self.heads: dict[bytes, Head] = {}
         self.draining = False
         self._header_timeout = settings.header_timeout or _NEVER
         self._idle_timeout = settings.idle_timeout or _NEVER
@@ -102,7 +103,7 @@ class Server:
             self._none_left.clear()
             await self._none_left.wait()
 
-    # What connections ask for, see protocol.Site
+    # What connections ask for, see connection.Site
 
     def opened(self, connection: Connection) -> bool:
         """Whether the connection may stay."""

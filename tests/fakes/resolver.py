@@ -7,7 +7,7 @@ from dataclasses import replace
 from kube2iam.domain.arn import RoleArn
 from kube2iam.domain.errors import Denial, Reason, RefusedError, refused
 from kube2iam.domain.pod import Namespace, Pod
-from kube2iam.domain.roles import AssumeRoleRequest, Credentials, Grant
+from kube2iam.domain.roles import AssumeRoleRequest, Credentials, Decision, Grant
 
 ACCOUNT = "123456789012"
 
@@ -77,6 +77,12 @@ class ScriptedResolver:
         if address not in self.grants:
             raise refused(Reason.UNKNOWN_ADDRESS, "scripted: not known")
         return self.grants[address]
+
+    def decide(self, pod: Pod) -> Decision:
+        try:
+            return self.peek(pod.ips[0])
+        except RefusedError as error:
+            return error.denial
 
     async def grant(self, address: str, deadline: float) -> Grant:
         while True:
