@@ -8,7 +8,9 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import IO
 
 from kube2iam.redirect.nft_table import TABLE, Object, State, objects_of, read, replacing, state_of, table_of
 from kube2iam.redirect.routes import families
@@ -94,21 +96,22 @@ class _AbsentError(RedirectError):
 async def _nft(*arguments: str, document: str = "") -> str:
     """What `nft` prints; raises RedirectError."""
     try:
-        process = await asyncio.create_subprocess_exec(
-            "nft",
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},
-        )
+        with _in_memory(document) as stdin:
+            process = await asyncio.create_subprocess_exec(
+                "nft",
+                *arguments,
+                stdin=stdin,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env={**os.environ, "LC_ALL": "C"},
+            )
     except FileNotFoundError:
         raise MissingToolError(_MISSING) from None
     except OSError as error:
         raise RedirectError(f"nft cannot be run: {error.strerror}") from error
     try:
         async with asyncio.timeout(_TIMEOUT):
-            output, errors = await process.communicate(document.encode())
+            output, errors = await process.communicate()
     except TimeoutError:
         raise RedirectError(f"nft did not answer within {_TIMEOUT:.0f} s") from None
     finally:
@@ -118,6 +121,15 @@ async def _nft(*arguments: str, document: str = "") -> str:
     if process.returncode:
         raise _refusal(errors.decode(errors="replace"))
     return output.decode()
+
+
+@contextmanager
+def _in_memory(document: str) -> Iterator[IO[bytes]]:
+    """`document` as a file. nft opens /dev/stdin anew, which uvloop's pipes, being sockets, do not allow."""
+    with os.fdopen(os.memfd_create("nft"), "w+b") as file:
+        file.write(document.encode())
+        file.seek(0)
+        yield file
 
 
 _MENDS: Mapping[str, str] = {
