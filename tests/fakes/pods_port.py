@@ -189,7 +189,7 @@ def index_of_all() -> PodIndex:
     """An index that knows every pod above."""
     index = PodIndex(host_ips=[NODE])
     index.replace_pods([pod(address) for address in _ROLES])
-    allowed = {"iam.amazonaws.com/allowed-roles": '["*"]'}
+    allowed = {"iam.amazonaws.com/allowed-roles": '["arn:*"]'}
     required = {"iam.amazonaws.com/imdsv2": "required"}
     index.replace_namespaces([Namespace("shop", allowed), Namespace("closed"), Namespace("strict", allowed | required)])
     return index
