@@ -1,0 +1,93 @@
+"""What operators see of an agent's parts: readiness, degradations, gauges, pages."""
+
+from kube2iam import __version__
+from kube2iam._build import COMMIT, DATE
+from kube2iam.admin.health import Check, Health, Page
+from kube2iam.admin.metrics import CONTENT_TYPE
+from kube2iam.admin.server import Pages
+from kube2iam.admin.store import store_page
+from kube2iam.compose import Parts
+from kube2iam.imds.limits import PodLimits
+
+
+def health_of(parts: Parts) -> Health:
+    """Ready: pods get right answers. Degraded: something around the agent does not work, and pods may notice later."""
+    return Health(
+        ready=[
+            Check("listener", lambda: None if parts.listening else "the pods' port is not open yet"),
+            Check("cluster", lambda: None if parts.index.synced else _cluster_trouble(parts) or "listing"),
+            Check("sts", lambda: None if parts.cache.ready.is_set() else "the STS client is not made yet"),
+            Check("roles", lambda: "still being discovered" if parts.resolver.policy.discovering else None),
+            Check("credentials", lambda: None if parts.warmed else f"{len(parts.cache.missing())} roles to be fetched"),
+            Check("redirect", lambda: _redirect_trouble(parts)),
+        ],
+        degraded=[
+            Check("cluster", lambda: _cluster_trouble(parts)),
+            Check("sts", lambda: None if parts.cache.trouble is None else parts.cache.trouble.explanation),
+            Check("credentials", lambda: _late_credentials(parts)),
+            Check("metadata", lambda: parts.instance.problem),
+        ],
+    )
+
+
+def pages_of(parts: Parts, health: Health) -> Pages:
+    """The pages of the operators' port, or of the pods' port where the two are one."""
+    return {
+        "/healthz": lambda _query: parts.instance.healthz(),
+        "/livez": lambda _query: health.livez(),
+        "/readyz": lambda query: health.readyz(verbose="verbose" in query),
+        "/metrics": lambda _query: Page(200, CONTENT_TYPE, parts.metrics.render()),
+    }
+
+
+def debug_pages_of(parts: Parts) -> Pages:
+    """What `--debug` adds, on a port that pods do not reach."""
+    return {"/debug/store": lambda _query: store_page(parts.index, parts.resolver.policy)}
+
+
+def add_gauges(parts: Parts, health: Health, limits: PodLimits) -> None:
+    """Add the metrics that are read where they are."""
+    add, cache = parts.metrics.add, parts.cache
+    add("info", "Build.", lambda: {(__version__, DATE, COMMIT): 1}, "version", "build_date", "commit_hash")
+    add(
+        "healthcheck_status",
+        "1 while the metadata service answers.",
+        lambda: {(): parts.instance.problem is None},
+    )
+    add("ready", "1 while the agent is ready.", lambda: {(): health.ready})
+    add("degraded", "1 for each thing around the agent that does not work.", lambda: _troubles(health), "cause")
+    add(
+        "redirect_present",
+        "1 while the rule is in the kernel.",
+        lambda: {(): parts.keeper is not None and parts.keeper.present},
+    )
+    add("pods", "Pods of this node that may have a role.", lambda: {(): len(parts.index.pods())})
+    add("open_connections", "Connections of pods.", lambda: {(): limits.connections})
+    add("held_requests", "Requests of pods that wait.", lambda: {(): limits.held})
+    add("sts_calls_in_flight", "Calls to STS under way.", lambda: {(): cache.in_flight})
+    add("sts_calls_per_second", "Calls that the node allows itself.", lambda: {(): cache.rate})
+    add("credentials_missing", "Roles in use without credentials.", lambda: {(): len(cache.missing())})
+    add("iam_cache_hits_total", "Credentials answered from the cache.", lambda: _hits(parts), "role_arn")
+
+
+def _troubles(health: Health) -> dict[tuple[str, ...], float]:
+    return {(name,): 1 for name in health.troubles()}
+
+
+def _hits(parts: Parts) -> dict[tuple[str, ...], float]:
+    return {(role,): count for role, count in parts.cache.hits.items()}
+
+
+def _cluster_trouble(parts: Parts) -> str | None:
+    return next((reflector.trouble for reflector in parts.reflectors if reflector.trouble), None)
+
+
+def _redirect_trouble(parts: Parts) -> str | None:
+    if not parts.settings.iptables or (parts.keeper is not None and parts.keeper.present):
+        return None
+    return (parts.keeper and parts.keeper.last_error) or "the rule is not in the kernel yet"
+
+
+def _late_credentials(parts: Parts) -> str | None:
+    late = parts.cache.missing()
+    return f"the credentials of {len(late)} roles could not be fetched" if late else None
