@@ -1,6 +1,7 @@
 """Child processes that never outlive the demo, each with its last lines at hand."""
 
 import asyncio
+import os
 import signal
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections import deque
@@ -10,9 +11,6 @@ from types import TracebackType
 from typing import Self
 
 from kube2iam.demo.failure import DemoError
-
-DIES_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
-"""The kernel kills the child when the demo dies, also by SIGKILL: nobody has to clean up."""
 
 LONGEST_LINE = 1 << 20
 
@@ -95,8 +93,7 @@ class Children:
     ) -> Child:
         """Start `command` in a session of its own, so that Ctrl-C reaches the demo alone."""
         process = await asyncio.create_subprocess_exec(
-            *DIES_WITH_PARENT,
-            *command,
+            *tied(command),
             env=env,
             stdin=DEVNULL,
             stdout=PIPE,
@@ -110,12 +107,21 @@ class Children:
         return child
 
 
+def tied(command: Sequence[str]) -> list[str]:
+    """`command` so that the kernel kills it when the demo dies, also by SIGKILL: nobody has to clean up.
+
+    The shell sees whether the demo died before the kernel was told; then nothing starts.
+    """
+    alive = f'[ "$PPID" = {os.getpid()} ] && exec "$@"'
+    return ["setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", alive, "sh", *command]
+
+
 async def output_of(
     command: Sequence[str], *, stdin: str = "", env: Mapping[str, str] | None = None, timeout_s: float = 30
 ) -> tuple[int, str, str]:
     """Run a short command: its exit status, output and error output. Killed after `timeout_s` and when cancelled."""
     process = await asyncio.create_subprocess_exec(
-        *DIES_WITH_PARENT, *command, env=env, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
+        *tied(command), env=env, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
     )
     try:
         async with asyncio.timeout(timeout_s):

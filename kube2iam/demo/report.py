@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,13 +143,22 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    """`text` in lines, broken after a space, a slash or a colon."""
+    """`text` in lines: broken at spaces, and words that are too long (ARNs) after a slash, then after a colon."""
     lines = [""]
-    for part in re.findall(r"[^ /:]*[ /:]|[^ /:]+", text):
+    for part in _parts(text, width, " /:"):
         if len(lines[-1]) + len(part.rstrip()) > width and lines[-1]:
             lines.append("")
         lines[-1] += part
     return [line.rstrip() for line in lines]
+
+
+def _parts(text: str, width: int, breaks: str) -> Iterator[str]:
+    """Pieces of `text` that end in the first of `breaks`, and in the next of them where one is wider than `width`."""
+    for part in re.findall(f"[^{breaks[0]}]*{breaks[0]}|[^{breaks[0]}]+", text):
+        if len(part.rstrip()) <= width or len(breaks) == 1:
+            yield part
+        else:
+            yield from _parts(part, width, breaks[1:])
 
 
 def _sudo() -> str:
