@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 PERIOD = 30.0
 """Seconds between two looks at the metadata service, as Go kube2iam's."""
 
-_SOON, _CALM, _REMIND = 0.1, 1.0, 30.0
-"""Seconds between two looks while not ready, while ready, and until what is missing is said again."""
+_REMIND = 30.0
+"""Seconds until what is still missing is said again."""
 
 _TEXT = "text/plain; charset=utf-8"
 
@@ -79,8 +79,11 @@ class Health:
         return Page(status, _TEXT, ("\n".join(lines) + "\n").encode())
 
 
-async def announce(health: Health) -> None:
-    """Say in the log when the agent becomes ready or stops being so, and until then what it waits for. For ever."""
+async def announce(health: Health, *, soon: float = 0.1, calm: float = 1.0) -> None:
+    """Say in the log when the agent becomes ready or stops being so, and until then what it waits for. For ever.
+
+    It looks every `soon` seconds while not ready, every `calm` seconds while ready.
+    """
     said: dict[str, str] | None = None
     silent = 0.0
     while True:
@@ -93,7 +96,7 @@ async def announce(health: Health) -> None:
             else:
                 log.info("ready", extra={"degraded": _sentence(health.troubles()) or "nothing"})
             said, silent = missing, 0.0
-        pause = _SOON if missing else _CALM
+        pause = soon if missing else calm
         await asyncio.sleep(pause)
         silent += pause
 
@@ -115,10 +118,11 @@ class InstanceCheck:
     async def run(self) -> None:
         """Look, for ever."""
         while True:
-            await self._look()
+            await self.look()
             await asyncio.sleep(PERIOD)
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """Look once; raises nothing."""
         before = self.problem
         try:
             self.instance_id = await self._fetch()
