@@ -110,20 +110,23 @@ def _pod(visit: Visit, reasons: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _got(visit: Visit) -> str:
+    """In short: `role reports of 123456789012, wrote and read S3`; JSON has the whole ARN."""
     if not visit.identity:
         return "no credentials"
-    return visit.identity + (", wrote and read S3" if visit.cli_object else "")
+    account, _, session = visit.identity.removeprefix("arn:aws:sts::").partition(":")
+    role = session.removeprefix("assumed-role/").partition("/")[0]
+    return f"role {role} of {account}" + (", wrote and read S3" if visit.cli_object else "")
 
 
 def _why(visit: Visit, reasons: Mapping[str, str]) -> str:
-    return reasons.get(visit.spec.full_name) or visit.refusal
+    return reasons.get(visit.spec.full_name) or f"{visit.status} {visit.refusal}"
 
 
 def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
     """Lines of a table: the short columns as wide as they need, the rest shared by what is got and why."""
     narrow = [max(len(row[column]) for row in [heads, *rows]) for column in (0, 4)]
     left = width - sum(narrow) - 4 * len(GAP)
-    widths = [narrow[0], left * 3 // 12, left * 4 // 12, left - left * 3 // 12 - left * 4 // 12, narrow[1]]
+    widths = [narrow[0], left * 4 // 12, left * 3 // 12, left - left * 4 // 12 - left * 3 // 12, narrow[1]]
     lines = _row(heads, widths)
     for row in rows:
         lines += _row(row, widths)

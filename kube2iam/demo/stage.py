@@ -62,6 +62,7 @@ async def build(stack: AsyncExitStack, *, command: Sequence[str], scratch: Path,
     state = scratch / "agent"
     state.mkdir()
     guard = await agent.start(children, http, command=command, api=API, token=token, state=state)
+    stack.push_async_callback(guard.child.stop)  # first of all, while the cluster and AWS are still there
     say("agent     ready, its redirect is in the kernel")
     _schedule(objects)
     return World(objects, token, places, moto, guard, canaries(keys, own), exposed)
