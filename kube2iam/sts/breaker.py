@@ -9,8 +9,10 @@ from kube2iam.sts.errors import Fault
 
 TRIP = 5
 """Different requests that fail in a row, with no answer in between, before calls stop."""
-_SHORTEST, _LONGEST = 1.0, 3.0
-"""Seconds between two probes."""
+_FIRST, _LONGEST = 1.5, 6.0
+"""Seconds from one probe's start to the next one's; grows from the one to the other."""
+_REST = 0.5
+"""Seconds after a probe's end, however long it took."""
 
 
 class Breaker:
@@ -21,13 +23,14 @@ class Breaker:
         """What the last call met, while open."""
         self.probe_at = 0.0
         """Not before this moment may the next probe go."""
+        self._probes = 0
         self._answers = 0
         self._failed_at: dict[Hashable, int] = {}
         self._own: set[Hashable] = set()
         self._failing: set[Hashable] = set()
 
-    def failed(self, key: Hashable, fault: Fault, *, now: float, spread: float) -> bool:
-        """A call for `key` failed for a transient cause; True if that opens the breaker."""
+    def failed(self, key: Hashable, fault: Fault, *, began: float, now: float, spread: float) -> bool:
+        """A call for `key` that `began` then failed for a transient cause; True if that opens the breaker."""
         if self._failed_at.get(key, self._answers) < self._answers:
             self._own.add(key)
         self._failed_at[key] = self._answers
@@ -36,7 +39,9 @@ class Breaker:
         was_open = self.fault is not None
         if was_open or len(self._failing) >= TRIP:
             self.fault = fault
-            self.probe_at = now + _SHORTEST + (_LONGEST - _SHORTEST) * spread
+            interval = min(_FIRST * 1.25**self._probes, _LONGEST) * (1 - spread / 4)
+            self.probe_at = max(began + interval, now + _REST)
+            self._probes = min(self._probes + 1, 20)
         return self.fault is not None and not was_open
 
     def answered(self, key: Hashable) -> bool:
@@ -45,8 +50,13 @@ class Breaker:
         self.forget(key)
         over = bool(self._failing)
         self._failing.clear()
+        self._probes = 0
         self.fault = None
         return over
+
+    def knows(self, key: Hashable) -> bool:
+        """Whether `key` was tried since STS answered last. What was not may try at once: the trouble may be others'."""
+        return key in self._failing
 
     def is_own(self, key: Hashable) -> bool:
         """Whether the trouble of `key` is its own: it failed again after others were answered."""

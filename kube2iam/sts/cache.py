@@ -91,7 +91,7 @@ class CredentialCache:
 
     def want(self, requests: Iterable[AssumeRoleRequest]) -> None:
         """The requests that live pods may use, all of them: what is new is fetched, what is gone is soon dropped."""
-        wanted = set(requests)
+        wanted = dict.fromkeys(requests)
         now = self._monotonic()
         for request in wanted:
             entry = self._entry(request)
@@ -177,11 +177,10 @@ class CredentialCache:
         return entry
 
     def _known(self, entry: Entry) -> Credentials | Fault | None:
-        """What can be said at once: a session, a remembered failure, or that STS is away and others ask it."""
+        """What can be said at once: a session, a remembered failure, or that STS is away."""
         if entry.session is not None and self._serves(entry):
             return entry.session.credentials
-        away = None if entry.turn and entry.turn.out else self._gate.fault
-        return entry.remembers(self._monotonic()) or away
+        return entry.remembers(self._monotonic()) or (self._gate.refuses(entry.turn) if entry.turn else None)
 
     async def _wait(self, entry: Entry, deadline: float) -> Credentials | Fault:
         waiter: asyncio.Future[Credentials | Fault] = asyncio.get_running_loop().create_future()
@@ -295,7 +294,13 @@ class CredentialCache:
                 self._gate.start_slowly()
                 for entry in self._entries.values():
                     self._plan(entry)
-            for entry in [entry for entry in self._entries.values() if entry.idle(self._clock(), self._monotonic())]:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        wall, monotonic = self._clock(), self._monotonic()
+        unwanted = [entry for entry in self._entries.values() if not entry.wanted]
+        for entry in unwanted:
+            if entry.idle(wall, monotonic):
                 self._drop(entry)
 
 

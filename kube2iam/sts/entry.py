@@ -67,8 +67,8 @@ class Entry:
         return self.wanted or (self.asked > self.left and (used or now - self.asked < FORGET))
 
     def idle(self, wall: float, monotonic: float) -> bool:
-        """Whether it can be dropped: it has no use, and nothing that may be of use to a pod to come."""
-        if self.wanted or monotonic - self.asked < FORGET:
+        """Whether what nobody wants can be dropped: no pod asked lately, and none to come has a use for it."""
+        if monotonic - self.asked < FORGET:
             return False
         return not self.serves(wall, monotonic) or (self.left >= self.asked and monotonic - self.left >= LINGER)
 

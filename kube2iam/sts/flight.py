@@ -11,7 +11,7 @@ from kube2iam.sts.errors import TIMEOUTS, Fault, StsError, fault
 from kube2iam.sts.freshness import SERVED_ABOVE, Session, begin
 from kube2iam.sts.gate import SHORT, Change, Gate, Turn
 
-PAUSES = 0.1, 0.4
+PAUSES = 0.1, 0.25
 """Seconds between the attempts of one flight, half as much more or less."""
 
 

@@ -55,6 +55,8 @@ class Turn:
     """Monotonic seconds until which a refresh may wait for its own second; after that it is in a hurry."""
     patience: float = 0.0
     """Seconds that its call may take; 0 while none is out."""
+    since: float = 0.0
+    """When its call went out."""
     admitted: asyncio.Future[None] | None = None
 
     @property
@@ -93,12 +95,16 @@ class Gate:
     @property
     def rate(self) -> float:
         """Calls a second that the node allows itself at present."""
-        return self._rate.value
+        return self._rate.value(self._monotonic())
 
     @property
     def fault(self) -> Fault | None:
         """What the last call met while STS is away as a whole, else None."""
         return self._breaker.fault
+
+    def refuses(self, turn: Turn) -> Fault | None:
+        """Why `turn` need not be waited for: STS is away, and was tried for it."""
+        return self._breaker.fault if not turn.out and self._breaker.knows(turn.key) else None
 
     def open(self) -> None:
         """The source is ready."""
@@ -164,7 +170,7 @@ class Gate:
             return Change.BACK if over else Change.NONE
         if fault.kind is Kind.THROTTLED:
             self._rate.throttled(now)
-        opened = self._breaker.failed(turn.key, fault, now=now, spread=self._spread())
+        opened = self._breaker.failed(turn.key, fault, began=turn.since, now=now, spread=self._spread())
         return Change.AWAY if opened else Change.NONE
 
     def _pump(self) -> None:
@@ -186,10 +192,7 @@ class Gate:
     def _choose(self, now: float) -> tuple[Turn | None, float]:
         """The next to go, or None and the seconds until there may be one (0: not before something else happens)."""
         if self._breaker.fault is not None:
-            if self._calls or not any(self._lanes.values()):
-                return None, 0.0
-            if now < self._breaker.probe_at:
-                return None, self._breaker.probe_at - now
+            return self._choose_probe(now)
         long_free = self._long_calls() < LONG_CALLS
         later = 0.0
         for priority, lane in self._lanes.items():
@@ -202,10 +205,21 @@ class Gate:
             later = calm - now
         return None, later
 
+    def _choose_probe(self, now: float) -> tuple[Turn | None, float]:
+        """As `_choose`, while STS is away: one at a time, at once for a pod whose request was not tried yet."""
+        if self._calls or not any(self._lanes.values()):
+            return None, 0.0
+        untried = (turn for turn in self._lanes[Priority.WAITING] if not self._breaker.knows(turn.key))
+        turn = next(untried, None)
+        if turn is None and now < self._breaker.probe_at:
+            return None, self._breaker.probe_at - now
+        return turn or next(turn for lane in self._lanes.values() for turn in lane), 0.0
+
     def _let_out(self, turn: Turn, now: float) -> None:
         self._lanes[turn.priority].remove(turn)
         if turn.priority is Priority.REFRESH:
             self._next_refresh = now + self.spacing
+        turn.since = now
         turn.patience = LONG if self._long_calls() < LONG_CALLS else SHORT
         self._calls.add(turn)
         if turn.admitted is not None:

@@ -23,9 +23,9 @@ class Rate:
         self._at = 0.0
         self._lowered = float("-inf")
 
-    @property
-    def value(self) -> float:
+    def value(self, now: float) -> float:
         """Calls a second at present."""
+        self._refill(now)
         return self._rate
 
     def take(self, now: float) -> float:

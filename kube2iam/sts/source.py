@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 from kube2iam.domain.roles import AssumeRoleRequest, Credentials
 from kube2iam.sts.errors import TIMEOUT, Fault, Kind, StsError, fault
 from kube2iam.sts.gate import CALLS, LONG, SHORT
-from kube2iam.sts.retry import until_it_works
 from kube2iam.sts.keys import Keys, OwnKeys, Signer
+from kube2iam.sts.retry import until_it_works
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class StsSource:
                 self._chain = chain.load_credentials()
             frozen = self._chain and self._chain.get_frozen_credentials()
         except Exception as error:
-            log.debug("own credentials not loaded", exc_info=True)
+            log.debug("own credentials not loaded", extra={"sts.error": type(error).__name__})
             known = fault(type(error).__name__)
             raise StsError(known if known.kind is Kind.NODE else fault("CredentialRetrievalError")) from error
         if frozen is None:
