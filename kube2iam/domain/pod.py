@@ -63,7 +63,7 @@ class Pod:
             host_network=spec.get("hostNetwork") is True,
             service_account=_text(spec, "serviceAccountName") or "default",
             annotations=_annotations(metadata, keep),
-            finished=status.get("phase") in {"Succeeded", "Failed"},
+            finished=_text(status, "phase") in {"Succeeded", "Failed"},
             deletion=None if deletion is None else _time(deletion, "metadata.deletionTimestamp"),
             containers_ended=_all_ended(status),
         )
@@ -143,9 +143,7 @@ def _time(value: object, field: str) -> float:
 
 def _addresses(status: Mapping[str, Any], one: str, many: str) -> Iterator[str]:
     """`status.podIP` and `status.podIPs` (or hostIP, hostIPs) without repeats, canonical."""
-    listed = status.get(many) or []
-    if not isinstance(listed, list):
-        raise MalformedObjectError(f"status.{many} is not a list")
+    listed = _list(status, many)
     seen: set[str] = set()
     for value in [status.get(one), *(item.get("ip") if isinstance(item, dict) else item for item in listed)]:
         if value in (None, ""):
@@ -178,8 +176,15 @@ def _all_ended(status: Mapping[str, Any]) -> bool:
     states = [
         item.get("state") if isinstance(item, dict) else None
         for field in ("initContainerStatuses", "containerStatuses", "ephemeralContainerStatuses")
-        for item in (status.get(field) or ())
+        for item in _list(status, field)
     ]
     return bool(status.get("containerStatuses")) and all(
         isinstance(state, dict) and state.get("terminated") is not None for state in states
     )
+
+
+def _list(status: Mapping[str, Any], field: str) -> list[Any]:
+    value = status.get(field) or []
+    if not isinstance(value, list):
+        raise MalformedObjectError(f"status.{field} is not a list")
+    return value

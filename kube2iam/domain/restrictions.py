@@ -1,6 +1,7 @@
 """Which roles a namespace allows: its annotation, a JSON array of names, ARNs or patterns.
 
-Both formats match the whole role ARN, in a linear-time engine, so that no pattern can stall the agent.
+Both formats match the whole role ARN, in a linear-time engine and within limits, so that no annotation can stall the
+agent.
 """
 
 import json
@@ -13,6 +14,13 @@ import re2
 
 from kube2iam.domain.arn import BaseArn, RoleArn
 
+_MOST_ENTRIES = 1000
+_MOST_CHARACTERS = 8192
+"""Of all regular expressions of one annotation: what compiling them may take."""
+_MOST_INSTRUCTIONS = 10_000
+"""Of all compiled regular expressions of one annotation: what matching them may take."""
+_MOST_MEMORY = 1 << 18
+"""Bytes, of one compiled expression."""
 _EXPECTED = 'it is not a JSON array of texts, such as ["app", "team/*"]'
 
 
@@ -56,19 +64,32 @@ def _patterns(text: str, pattern_format: PatternFormat, base: BaseArn | None) ->
         raise UnreadableAnnotationError(_EXPECTED) from None
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise UnreadableAnnotationError(_EXPECTED)
-    return tuple(_compile(entry, pattern_format, base) for entry in entries)
+    if len(entries) > _MOST_ENTRIES:
+        raise UnreadableAnnotationError(f"it has more than {_MOST_ENTRIES} entries")
+    if pattern_format is PatternFormat.REGEXP and sum(map(len, entries)) > _MOST_CHARACTERS:
+        raise UnreadableAnnotationError(f"its regular expressions have more than {_MOST_CHARACTERS} characters")
+    patterns, size = [], 0
+    for entry in entries:
+        patterns.append(_compile(entry, pattern_format, base))
+        size += patterns[-1].programsize
+        if pattern_format is PatternFormat.REGEXP and size > _MOST_INSTRUCTIONS:
+            raise UnreadableAnnotationError("its regular expressions are too complex; write fewer or simpler ones")
+    return tuple(patterns)
 
 
 def _compile(entry: str, pattern_format: PatternFormat, base: BaseArn | None) -> Any:
     options = re2.Options()
     options.log_errors = False
+    options.max_mem = _MOST_MEMORY
     try:
         if pattern_format is PatternFormat.GLOB:
             return re2.compile(_glob(entry, base), options)
         re2.compile(entry, options)  # alone too: `x)|(.*` would be valid inside the group and escape from it
         return re2.compile(_whole(entry, base), options)
     except (re2.error, UnicodeEncodeError):
-        raise UnreadableAnnotationError(f"{entry!r} is not a regular expression in RE2 syntax") from None
+        raise UnreadableAnnotationError(
+            f"{entry!r} is not a regular expression in RE2 syntax, or too large a one"
+        ) from None
 
 
 def _glob(entry: str, base: BaseArn | None) -> str:

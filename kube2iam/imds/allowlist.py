@@ -131,7 +131,7 @@ def _compile(text: str) -> Pattern:
     options.log_errors = False
     try:
         pattern: Pattern = re2.compile(text, options)
-    except re2.error as error:
+    except (re2.error, UnicodeEncodeError) as error:
         raise PatternError(f"{text!r} is not a regular expression: {error}") from None
     if not text:
         raise PatternError("'' matches no path; leave the flag out instead")

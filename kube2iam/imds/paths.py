@@ -60,6 +60,8 @@ _ABSOLUTE = re.compile(rb"http://(?:169\.254\.169\.254|\[fd00:ec2::254\])(?::80)
 _REFUSED = re.compile(rb'[^!-~]|["#<>\\^`{|}]')
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}", re.ASCII)
 _PRINTABLE = re.compile(rb"[!-~]*")
+_LONGEST = 512
+"""Characters of a path of the real service; what is longer need not be compared with any pattern."""
 _ROLES = ["meta-data", "iam", "security-credentials"]
 
 
@@ -116,7 +118,8 @@ def parse(target: bytes, allowlist: Allowlist) -> Target:
         return Target(Kind.CREDENTIALS, segments[0], "meta-data/iam/security-credentials", role)
     if "%" in path or ";" in path:
         raise BadTargetError("an escape or a parameter outside a role's name")
-    _refuse_dots(segments)
+    if any(segment.startswith(".") for segment in segments):
+        raise BadTargetError("a segment that begins with a dot")
     if not segments:
         return Target(Kind.ROOT)
     if path[1:] in _ADMIN:
@@ -144,13 +147,9 @@ def _role(part: str) -> str:
     if not _PRINTABLE.fullmatch(decoded):
         raise BadTargetError("an escaped character that no role's name holds")
     role = decoded.decode("ascii").removesuffix("/")
-    _refuse_dots(role.split("/"))
+    if not {".", ".."}.isdisjoint(role.split("/")):
+        raise BadTargetError("a dot segment in a role's name")
     return role
-
-
-def _refuse_dots(segments: list[str]) -> None:
-    if "." in segments or ".." in segments:
-        raise BadTargetError("a dot segment")
 
 
 def _below(version: str, path: str, allowlist: Allowlist, *, slash: bool) -> Target:
@@ -166,8 +165,8 @@ def _below(version: str, path: str, allowlist: Allowlist, *, slash: bool) -> Tar
 
 def _passed_through(version: str, path: str, allowlist: Allowlist, *, slash: bool) -> Target:
     """What `path` asks of the real service. All of `meta-data/iam/` is the agent's own, whatever a pattern says."""
-    found = None if path.startswith("meta-data/iam/") else allowlist.check(path)
-    match found:
+    no = path.startswith("meta-data/iam/") or len(path) > _LONGEST
+    match None if no else allowlist.check(path):
         case Allowed.LEAF:
             return Target(Kind.METADATA, version, path)
         case Allowed.DIRECTORY:

@@ -107,6 +107,27 @@ def test_no_pattern_can_stall_the_agent(pattern: str) -> None:
     assert time.perf_counter() - begun < 0.1
 
 
+@pytest.mark.parametrize("rule", [GLOB, REGEXP])
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        ["*"] * 60_000,
+        [r"\pL{1,20}"] * 800,
+        [r"[\pL\pN\pS\pZ]*"] * 540,
+        [".*a.{300}"] * 800,
+        ["a" * 8000],
+        ["(.{0,300}){3}"] * 600,
+    ],
+)
+def test_no_annotation_can_stall_the_agent_by_its_size(rule: Restrictions, patterns: list[str]) -> None:
+    begun = time.thread_time()
+    try:
+        assert allows(rule, patterns, "a" * 64) is (patterns[0] == "*")
+    except UnreadableAnnotationError as error:
+        assert len(str(error)) < 200
+    assert time.thread_time() - begun < 0.1
+
+
 @given(st.lists(st.text(max_size=20), max_size=3), st.sampled_from([GLOB, REGEXP]))
 def test_no_pattern_of_a_namespace_reaches_another_account(patterns: list[str], rule: Restrictions) -> None:
     harmless = [pattern for pattern in patterns if "arn:" not in pattern.lower()]

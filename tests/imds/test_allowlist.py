@@ -107,7 +107,7 @@ def test_lines_of_an_opened_listing_that_name_a_secret_are_hidden() -> None:
     assert not allowlist.hidden("", "user-data")
 
 
-@pytest.mark.parametrize("pattern", ["", "(", "[a", "(?=x)", r"\1", "a**"])
+@pytest.mark.parametrize("pattern", ["", "(", "[a", "(?=x)", r"\1", "a**", "\udc99"])
 @pytest.mark.parametrize("flag", ["allow", "deny"])
 def test_a_pattern_that_cannot_be_used_is_named(flag: str, pattern: str) -> None:
     with pytest.raises(PatternError) as caught:
