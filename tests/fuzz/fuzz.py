@@ -85,7 +85,8 @@ async def fuzz(seconds: float, seed: int, names: list[str]) -> int:
             until = time.monotonic() + seconds
             while time.monotonic() < until:
                 for name, target in chosen.items():
-                    count, found = await feed(target, random, pools[name], min(_SLICE, seconds / len(chosen)))
+                    turn = min(_SLICE, seconds / len(chosen)) * target.share
+                    count, found = await feed(target, random, pools[name], turn)
                     counts[name] = counts.get(name, 0) + count
                     if found is not None:
                         await report(name, target, found, seed)

@@ -51,6 +51,8 @@ class Target:
     seeds: tuple[bytes, ...]
     expected: tuple[type[Exception], ...] = ()
     objects: bool = False
+    share: int = 1
+    """Of the time, beside the others."""
 
 
 class _Key:
@@ -87,8 +89,8 @@ def settings_texts(data: bytes) -> None:
     """Durations and the other texts of flags."""
     text = _text(data)
     readers: tuple[Callable[[str], object], ...] = (
-        parse.duration, parse.boolean, parse.port, parse.addresses, parse.endpoint, parse.server_url, parse.whole_number,
-        parse.decimal_number,
+        parse.duration, parse.boolean, parse.port, parse.addresses, parse.endpoint, parse.server_url,
+        parse.whole_number, parse.decimal_number,
     )  # fmt: skip
     for read in readers:
         try:
@@ -216,7 +218,7 @@ def targets(port: PodsPort) -> dict[str, Target]:
         b"https://a:1",
     )
     return {
-        "requests": Target(requests(port), whole),
+        "requests": Target(requests(port), whole, share=5),
         "paths": Target(paths, (*spelt, b"/latest/meta-data/iam/security-credentials/a%2Bb"), (BadTargetError,)),
         "arn": Target(arn, _ARNS, (MalformedRoleError,)),
         "settings": Target(settings_texts, texts),
