@@ -3,6 +3,7 @@
 from contextlib import suppress
 
 from kube2iam.domain.errors import Denial, RefusedError
+from kube2iam.domain.pod import Pod
 from kube2iam.imds.allowlist import Allowed, Allowlist
 from kube2iam.imds.front import Answer, Front, Request
 from kube2iam.imds.paths import VERSIONS, Target
@@ -31,7 +32,7 @@ def absent(_front: Front, _request: Request, _target: Target) -> Answer:
 def value(front: Front, request: Request, target: Target) -> Answer:
     """A value of the allowlist, at once where it is at hand."""
     known = front.upstream.peek(target.path)
-    if known is not None and not isinstance(front.pods.find(request.address), Denial):
+    if known is not None and isinstance(request.owner, Pod):
         return known
     return _value(front, request, target)
 

@@ -19,7 +19,7 @@ def token(front: Front, request: Request, _target: Target) -> Answer:
     ttl = parse_ttl(request.headers.get(TTL, b""))
     if ttl is None:
         return empty(400)
-    owner = front.pods.find(request.address)
+    owner = request.owner
     uid = owner.uid if isinstance(owner, Pod) and owner.deletion is None else None
     minted = front.tokens.mint(request.address, uid, ttl)
     return Reply(200, minted, headers={"X-Aws-Ec2-Metadata-Token-Ttl-Seconds": str(ttl)})
