@@ -10,11 +10,12 @@ from kube2iam.admin.health import InstanceCheck
 from kube2iam.admin.metrics import Metrics
 from kube2iam.admin.reports import Reports
 from kube2iam.domain.arn import BaseArn, RoleArn
+from kube2iam.domain.errors import Denial, Reason
 from kube2iam.domain.index import PodIndex
 from kube2iam.domain.pod import Pod
 from kube2iam.domain.policy import Policy
 from kube2iam.domain.restrictions import Enforcement, PatternFormat, Restrictions
-from kube2iam.domain.roles import AssumeRoleRequest
+from kube2iam.domain.roles import AssumeRoleRequest, Grant
 from kube2iam.domain.session import SessionShape, expand
 from kube2iam.imds.allowlist import Allowlist
 from kube2iam.imds.dispatch import IMDSV2
@@ -53,7 +54,7 @@ class Parts:
         self.upstream = Upstream(
             settings.metadata_addr, named=settings.metadata_allow, failed=self.metrics.upstream_failure
         )
-        self.source, self.cache, self.intermediate = _credentials(settings, self.upstream, self.metrics)
+        self.source, self.cache, self.intermediate = self._credentials()
         self.reports = Reports()
         self.resolver = Resolver(
             index=self.index, policy=_policy(settings), cache=self.cache, decided=self.reports.decided
@@ -76,6 +77,33 @@ class Parts:
         """Set once the API server's address is known."""
         self.listening = False
         self.warmed = not settings.prefetch
+
+    def _credentials(self) -> tuple[StsSource, CredentialCache, IntermediateRole | None]:
+        """The way to credentials: straight, or through the role of `--assume-role-arn`."""
+        settings, meter = self.settings, self.metrics
+        make_source = partial(
+            StsSource, region=settings.region, discover_region=partial(discover_region, self.upstream)
+        )
+        source = make_source()
+        intermediate = None
+        if settings.assume_role_arn:
+            name = expand("{node}", {"node": settings.node_or_host})
+            request = AssumeRoleRequest(RoleArn.parse(settings.assume_role_arn), name, _CHAINED)
+            intermediate = IntermediateRole(CredentialCache(FittedDurations(source), meter=meter), request)
+            source = make_source(signer=intermediate)
+        cache = CredentialCache(
+            FittedDurations(source), error_ttl=settings.iam_role_error_ttl, meter=meter, failed=self._sts_failed
+        )
+        return source, cache, intermediate
+
+    def _sts_failed(self, request: AssumeRoleRequest, denial: Denial) -> None:
+        """Tell every pod that was granted what STS refuses; what is only late or away is no pod's business."""
+        if denial.reason is not Reason.STS_REFUSED:
+            return
+        for pod in self.index.pods():
+            decision = self.resolver.decide(pod)
+            if isinstance(decision, Grant) and decision.request == request:
+                self.reports.refused(pod, denial)
 
     def keep(self, annotation: str) -> bool:
         """Whether any part reads this annotation of a pod or namespace."""
@@ -115,20 +143,3 @@ def _is_local(address: str) -> bool:
         probe.bind((address, 0))
         return True
     return False
-
-
-def _credentials(
-    settings: Settings, upstream: Upstream, metrics: Metrics
-) -> tuple[StsSource, CredentialCache, IntermediateRole | None]:
-    """The way to credentials: straight, or through the role of `--assume-role-arn`."""
-    make_source = partial(StsSource, region=settings.region, discover_region=partial(discover_region, upstream))
-    source = make_source()
-    intermediate = None
-    if settings.assume_role_arn:
-        first = CredentialCache(FittedDurations(source), meter=metrics)
-        name = expand("{node}", {"node": settings.node_or_host})
-        request = AssumeRoleRequest(RoleArn.parse(settings.assume_role_arn), name, _CHAINED)
-        intermediate = IntermediateRole(first, request)
-        source = make_source(signer=intermediate)
-    cache = CredentialCache(FittedDurations(source), error_ttl=settings.iam_role_error_ttl, meter=metrics)
-    return source, cache, intermediate

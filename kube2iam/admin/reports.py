@@ -35,8 +35,8 @@ class Reports:
             self._granted(pod, decision)
 
     def refused(self, pod: Pod, denial: Denial) -> None:
-        """STS said no to what the pod was granted."""
-        self._tell(pod, denial, "role refused by STS")
+        """STS said no to what the pod was granted; the log has it already."""
+        self._record("Pod", pod.namespace, pod.name, pod.uid, denial)
 
     def _granted(self, pod: Pod, grant: Grant) -> None:
         log.info("role granted", extra=_fields(pod) | {"pod.iam.role": str(grant.arn), "role.source": grant.source})
@@ -48,13 +48,10 @@ class Reports:
         if denial.reason in _SILENT:
             log.debug("no role", extra=_fields(pod) | {"reason": denial.reason.code, "why": denial.explanation})
             return
-        self._tell(pod, denial, "role denied")
+        log.warning("role denied", extra=_fields(pod) | {"reason": denial.reason.code, "why": denial.explanation})
+        self._record("Pod", pod.namespace, pod.name, pod.uid, denial)
         if denial.reason is Reason.NAMESPACE_UNREADABLE:
             self._record("Namespace", "", pod.namespace, "", denial)
-
-    def _tell(self, pod: Pod, denial: Denial, said: str) -> None:
-        log.warning(said, extra=_fields(pod) | {"reason": denial.reason.code, "why": denial.explanation})
-        self._record("Pod", pod.namespace, pod.name, pod.uid, denial)
 
     def _record(self, kind: str, namespace: str, name: str, uid: str, denial: Denial) -> None:
         if self.recorder is not None:

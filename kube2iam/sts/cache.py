@@ -40,12 +40,14 @@ class CredentialCache:
         *,
         error_ttl: float = 10.0,
         meter: StsMeter | None = None,
+        failed: Callable[[AssumeRoleRequest, Denial], None] = lambda _request, _denial: None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         spread: Callable[[], float] = random.random,
     ) -> None:
         self._source = source
         self._error_ttl = error_ttl
+        self._failed = failed
         self._clock = clock
         self._monotonic = monotonic
         self._spread = spread
@@ -242,6 +244,7 @@ class CredentialCache:
             log.log(level, "role session not obtained", extra=role | _fields(outcome))
         entry.fault = outcome
         entry.failures += 1
+        self._failed(entry.request, outcome.denial)
         kept = remembered(outcome.kind, entry.failures, error_ttl=self._error_ttl, spread=self._spread())
         entry.fault_until = self._monotonic() + kept
 
