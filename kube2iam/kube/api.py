@@ -7,6 +7,7 @@ those cost a hundred megabytes. Answers are aiohttp's own responses, their statu
 
 import asyncio
 import os
+import socket
 import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,6 +110,7 @@ class ClusterApi:
     async def aclose(self) -> None:
         """Close every connection."""
         await self._client.close()  # type: ignore[no-untyped-call]
+        await self._client.configuration.client_session_kwargs["connector"].close()
 
 
 def _kubernetes() -> ModuleType:
@@ -191,4 +193,16 @@ def _client(configuration: "Configuration", said: str) -> "ApiClient":
     except (ssl.SSLError, OSError, ValueError) as error:
         raise ClusterConfigError(f"{said}: its certificates can't be loaded: {error}") from None
     client.user_agent = f"kube2iam/{__version__}"
+    connector = aiohttp.TCPConnector(ssl=client.rest_client.ssl_context, socket_factory=_socket)
+    configuration.client_session_kwargs = {"connector": connector}
     return client
+
+
+def _socket(address: tuple[int, int, int, str, object]) -> socket.socket:
+    """A socket that notices within a minute that the other machine is gone: a quiet watch would not."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3)):
+        made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made

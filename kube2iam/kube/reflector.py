@@ -72,15 +72,15 @@ class Reflector(Generic[T]):
         field_selector: str = "",
         resync: float = 1800.0,
         window: float = 290.0,
-        silence: float = 120.0,
+        silence: float = 150.0,
         backoff: Backoff | None = None,
         clock: Callable[[], float] = time.time,
         random: Callable[[], float] = random.random,
     ) -> None:
         """Mirror the core/v1 plural `resource`, or what of it `field_selector` names. Times are seconds.
 
-        `resync` lies between two LISTs (0: never); `window` is the length of a watch; after `silence` the other side
-        counts as dead (it sends a bookmark every minute or so).
+        `resync` lies between two LISTs (0: never); `window` is the length of a watch; after `silence` another one is
+        begun, because the other side may be dead (it sends a bookmark every minute or two, if there is news).
         """
         self.resource = resource
         self.synced = asyncio.Event()

@@ -15,7 +15,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-_LOOK = 0.005
+_LOOK = 0.003
 """Real seconds that a socket gets before the clock jumps."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from kube2iam.kube.api import ClusterApi
+from kube2iam.kube.api import ClusterApi, _socket
 from kube2iam.kube.errors import ClusterConfigError, ClusterUnavailableError
 from tests.fakes.certificates import Authority
 from tests.fakes.kube import Answer, Asked, FakeApiServer, listing, refusal
@@ -102,6 +102,12 @@ async def test_a_server_that_accepts_and_says_nothing_is_left_in_time() -> None:
         with pytest.raises(ClusterUnavailableError, match="in time"):
             await api.request("GET", "/api/v1/pods", timeout=0.05)
         await api.aclose()
+
+
+def test_a_connection_notices_that_the_other_machine_is_gone() -> None:
+    with _socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 1))) as made:
+        assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
 
 
 # --kubeconfig

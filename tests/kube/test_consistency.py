@@ -75,7 +75,7 @@ CHANGES = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rounds=st.lists(CHANGES, min_size=1, max_size=3), faults=FAULTS)
 def test_the_index_becomes_what_the_cluster_is(rounds: list[list[tuple[str, str, int]]], faults: list[str]) -> None:
     @virtual_time
@@ -85,7 +85,7 @@ def test_the_index_becomes_what_the_cluster_is(rounds: list[list[tuple[str, str,
                 for change in changes:
                     cluster.change(*change)
                 await asyncio.sleep(60)
-            await asyncio.sleep(600)
+            await asyncio.sleep(300)
             assert {known.uid: known.ips[0] for known in here.index.pods()} == cluster.expected()
 
     run()

@@ -126,7 +126,7 @@ async def test_a_silent_peer_is_left() -> None:
             begun = asyncio.get_running_loop().time()
             await server.until_asked(3)
             assert 120 <= asyncio.get_running_loop().time() - begun < 123
-            assert here.counted.failures == {"silent": 1}
+            assert not here.counted.failures, "a quiet cluster may have nothing to say"
     assert server.count(watch=False) == 1
 
 
@@ -272,7 +272,6 @@ WRONG_WATCHES = {
     "malformed deep": stream(DEEP + b"\n"),
     "malformed nameless": stream(event("DELETED", NO_METADATA)),
     "malformed long": stream(b'{"x": "' + b"x" * 5 * 2**20, b'"}\n'),
-    "silent": HANG,
 }
 
 
@@ -283,11 +282,11 @@ def test_a_list_that_fails_for_ever_costs_few_requests(reason: str) -> None:
         async with FakeApiServer() as server:
             server.lists(WRONG_LISTS[reason])
             async with following(server.url) as here:
-                await asyncio.sleep(600)
+                await asyncio.sleep(300)
                 assert set(here.counted.failures) == {reason.strip()}
                 assert not here.reflector.synced.is_set()
                 assert here.reflector.trouble
-                assert 6 <= len(server.asked) <= 30
+                assert 5 <= len(server.asked) <= 15
 
     run()
 
@@ -302,11 +301,11 @@ def test_a_watch_that_fails_for_ever_costs_few_requests(reason: str) -> None:
             server.lists(listing(pod("a"), version="7"))
             server.watches(WRONG_WATCHES[reason])
             async with following(server.url) as here:
-                await asyncio.sleep(600)
+                await asyncio.sleep(300)
                 assert set(here.counted.failures) == {reason.partition(" ")[0]}
                 assert here.reflector.synced.is_set()
                 assert here.names() <= {"a"}
-                assert 4 <= len(server.asked) <= 60
+                assert 4 <= len(server.asked) <= 30
 
     run()
 
