@@ -35,16 +35,17 @@ class NftBackend:
 
     async def ensure(self, rule: RedirectRule) -> str:
         """Make the tables say `rule`; returns what had to be mended, empty if nothing. Raises RedirectError."""
-        amiss: dict[Family, str] = {}
-        for family in families(rule):
+        wanted = families(rule)
+        amiss = []
+        for family in wanted:
             found = await _list(family)
             if not self._fits(family, rule, found):
-                amiss[family] = f"table {family.table} {TABLE} was {'missing' if found is None else 'different'}"
-        if amiss:
-            await _load([command for family in amiss for command in replacing(family, rule)])
-            for family in amiss:
+                amiss.append(f"table {family.table} {TABLE} was {'missing' if found is None else 'different'}")
+        if amiss:  # then both, because what happened to one may happen to the other just now
+            await _load([command for family in wanted for command in replacing(family, rule)])
+            for family in wanted:
                 self._loaded[family] = state_of(objects_of(family, rule)), await _list(family)
-        return ", ".join(amiss.values())
+        return ", ".join(amiss)
 
     def _fits(self, family: Family, rule: RedirectRule, found: State | None) -> bool:
         wanted = state_of(objects_of(family, rule))

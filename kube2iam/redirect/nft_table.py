@@ -1,7 +1,7 @@
 """Our nftables table as the JSON that nft reads and prints. Pure: builds it, compares it, reads it back.
 
-    chain prerouting    nat, before every other tool's: metadata traffic -> chain redirect
-    chain redirect      the host's own and excluded interfaces return; pods' interfaces: DNAT
+    chain prerouting    nat, before every other tool's: metadata traffic -> chain to_agent
+    chain to_agent      the host's own and excluded interfaces return; pods' interfaces: DNAT
     chain forward,      filter: metadata traffic that was not redirected -> chain guard
     chain input         (input: for nodes that have the metadata address themselves)
     chain guard         the same interfaces: TCP reset
@@ -40,8 +40,8 @@ def objects_of(family: Family, rule: RedirectRule) -> Iterable[Object]:
     yield table_of(family)
     destination = rule.destination(family)
     if destination is not None:
-        yield from _leading(family, "redirect", rule.interfaces, {"dnat": {"addr": destination, "port": rule.port}})
-        yield from _base(family, "prerouting", "nat", _NAT_PRIORITY, jump="redirect")
+        yield from _leading(family, "to_agent", rule.interfaces, {"dnat": {"addr": destination, "port": rule.port}})
+        yield from _base(family, "prerouting", "nat", _NAT_PRIORITY, jump="to_agent")
     yield from _leading(family, "guard", rule.interfaces, {"reject": {"type": "tcp reset"}})
     yield from _base(family, "forward", "filter", _GUARD_PRIORITY, jump="guard")
     yield from _base(family, "input", "filter", _GUARD_PRIORITY, jump="guard")
@@ -107,7 +107,7 @@ def read(family: Family, state: State) -> RedirectRule | None:
             tuple(name for steps in guards if "reject" in steps[-1] and (name := _interface(steps[0]))),
             tuple(name for steps in guards if "return" in steps[-1] and (name := _interface(steps[0]))),
         )
-        leads = state["rules"].get("redirect")
+        leads = state["rules"].get("to_agent")
         dnat: Object = leads[-1]["expr"][-1]["dnat"] if leads else {"addr": None, "port": 0}
         rule = RedirectRule.for_family(family, interfaces, address=dnat["addr"], port=dnat["port"])
         if state_of(objects_of(family, rule)) == state:
