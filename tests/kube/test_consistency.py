@@ -36,7 +36,7 @@ class Cluster(FakeApiServer):
             self.now[name] = raw
         else:
             kind = "MODIFIED" if old else "ADDED"
-            uid = old["metadata"]["uid"] if old else f"{name}-{number}"
+            uid = old["metadata"]["uid"] if old else f"{name}-{version}"
             raw = pod(name, uid=uid, ip=f"10.0.0.{number}")
             self.now[name] = raw
         raw = raw | {"metadata": raw["metadata"] | {"resourceVersion": version}}
