@@ -63,12 +63,12 @@ def scratch(avoid: Sequence[Path]) -> Path:
 
 def _allowed() -> Sequence[str]:
     """The first of the ways into new namespaces in which links can be changed too."""
-    reason = ""
+    reasons = []
     for prefix in (ROOT, USER):
         trial = subprocess.run(
             [*prefix, "ip", "link", "set", "lo", "up"], capture_output=True, text=True, check=False, timeout=10
         )
         if trial.returncode == 0:
             return prefix
-        reason = (trial.stderr.strip().splitlines() or ["no reason given"])[-1]
-    raise DemoError(ADVICE.format(reason=reason))
+        reasons.append((trial.stderr.strip().splitlines() or ["no reason given"])[-1])
+    raise DemoError(ADVICE.format(reason=reasons[0 if os.geteuid() == 0 else -1]))
