@@ -56,7 +56,7 @@ class Restrictions:
         return any(pattern.fullmatch(str(arn)) for pattern in _patterns(text or "[]", self.format, base))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=128)
 def _patterns(text: str, pattern_format: PatternFormat, base: BaseArn | None) -> tuple[Any, ...]:
     try:
         entries = json.loads(text)
