@@ -5,18 +5,21 @@ What is said here of the kernel is asked of the kernel: a pod, the host and a re
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import subprocess
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import uvloop
 
+from kube2iam.redirect import legacy
 from kube2iam.redirect.backends import BACKENDS, RedirectBackend, others
 from kube2iam.redirect.keeper import RedirectKeeper
 from kube2iam.redirect.routes import follow
-from kube2iam.redirect.rule import RedirectRule, Status
+from kube2iam.redirect.rule import RedirectError, RedirectRule, Status
 from tests.netns.layouts import (
     AGENT_PORT,
     LAYOUTS,
@@ -260,6 +263,7 @@ EDITS = {
 }
 
 
+@pytest.mark.parametrize("built", ["calico"], indirect=True)
 @pytest.mark.parametrize(("name", "edit"), [(name, edit) for name, edits in EDITS.items() for edit in edits])
 def test_any_edit_is_noticed_and_mended(layout: Layout, name: str, edit: str) -> None:
     backend, rule = BACKENDS[name](), rule_for(layout)
@@ -288,6 +292,67 @@ def test_a_saved_ruleset_can_be_loaded_again(layout: Layout) -> None:
     assert ensure(layout, BACKENDS["nft"](), rule_for(layout)) == ""
 
 
+AS_WRITTEN = {
+    "iptables-legacy": {
+        "nat": [
+            f"-A PREROUTING -d {METADATA4}/32 -p tcp -m tcp --dport 80 -j KUBE2IAM",
+            "-A KUBE2IAM -i eth0 -j RETURN",
+            "-A KUBE2IAM -i lo -j RETURN",
+            f"-A KUBE2IAM -i cali+ -p tcp -j DNAT --to-destination {NODE4}:8181",
+            f"-A KUBE2IAM -i tap0 -p tcp -j DNAT --to-destination {NODE4}:8181",
+        ],
+        "filter": [
+            f"-A INPUT -d {METADATA4}/32 -p tcp -m tcp --dport 80 -j KUBE2IAM",
+            f"-A FORWARD -d {METADATA4}/32 -p tcp -m tcp --dport 80 -j KUBE2IAM",
+            "-A KUBE2IAM -i eth0 -j RETURN",
+            "-A KUBE2IAM -i lo -j RETURN",
+            "-A KUBE2IAM -i cali+ -p tcp -j REJECT --reject-with tcp-reset",
+            "-A KUBE2IAM -i tap0 -p tcp -j REJECT --reject-with tcp-reset",
+        ],
+    },
+    "ip6tables-legacy": {
+        "nat": [
+            f"-A PREROUTING -d {METADATA6}/128 -p tcp -m tcp --dport 80 -j KUBE2IAM",
+            "-A KUBE2IAM -i eth0 -j RETURN",
+            "-A KUBE2IAM -i lo -j RETURN",
+            f"-A KUBE2IAM -i cali+ -p tcp -j DNAT --to-destination [{NODE6}]:8181",
+            f"-A KUBE2IAM -i tap0 -p tcp -j DNAT --to-destination [{NODE6}]:8181",
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("built", ["calico"], indirect=True)
+def test_iptables_writes_the_same_bytes(layout: Layout) -> None:
+    """The same rules by iptables itself: nothing to mend; and iptables prints ours as one would write them."""
+    backend, rule = BACKENDS["legacy"](), rule_for(layout, interface="cali+,tap0,!eth0")
+    ensure(layout, backend, rule)
+    for program, tables in AS_WRITTEN.items():
+        for table, lines in tables.items():
+            printed = execute(layout.node, program, "-t", table, "-S").splitlines()
+            assert [line for line in printed if line.startswith("-A")] == lines
+            execute(layout.node, program, "-t", table, "-F")
+            for line in lines:
+                execute(layout.node, program, "-t", table, *line.split())
+    assert ensure(layout, backend, rule) == ""
+
+
+def test_a_missing_lock_or_a_held_one_is_said(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, rule = BACKENDS["legacy"](), rule_for(layout)
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "missing" / "lock"))
+    with pytest.raises(RedirectError, match="the pod must mount this file of the node"):
+        ensure(layout, backend, rule)
+    lock = tmp_path / "lock"
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(lock))
+    monkeypatch.setattr(legacy, "_LOCK_TIMEOUT", 0.0)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(RedirectError, match="was held by another program"):
+            ensure(layout, backend, rule)
+    assert ensure(layout, backend, rule)
+
+
+@pytest.mark.parametrize("built", ["calico"], indirect=True)
 def test_calico_may_keep_its_own_jump_in_front(layout: Layout) -> None:
     """Felix puts it back to the top at each of its own checks; that is no reason to fight, or to count a drift."""
     backend, rule = BACKENDS["legacy"](), rule_for(layout)
