@@ -15,6 +15,8 @@ from urllib.request import urlopen
 
 import aiohttp
 import yaml  # type: ignore[import-untyped]
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 SOURCES = Path(__file__).parent / "apiserver"
 REPOSITORY = Path(__file__).parents[2]
@@ -69,7 +71,8 @@ class ApiServer:
         self.certificate = folder / "certificates" / "apiserver.crt"
         (folder / "tokens.csv").write_text(f'{ADMIN},admin,1,"system:masters"\n')
         self._key = folder / "sa.key"
-        subprocess.run(["openssl", "genrsa", "-out", str(self._key), "2048"], check=True, capture_output=True)
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        self._key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()))
 
     @property
     def url(self) -> str:
@@ -83,7 +86,9 @@ class ApiServer:
         self.kill()
 
     def start(self) -> None:
-        """Start it and wait until it is ready."""
+        """Start it, unless it runs, and wait until it is ready."""
+        if self._process is not None:
+            return
         log = (self._folder / "log").open("ab")
         self._process = subprocess.Popen(
             [
