@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _CONNECT = 2.0
+_SPARE = 1.0
+"""Seconds that a busy node gets on top of `SHORT`, which is the SDK's own time-out then: an answer that lies in the
+socket is not thrown away because the thread comes late."""
 _SKEW = 900.0
 """Seconds by which AWS's clock may differ from ours and still be believed."""
 
@@ -79,7 +82,7 @@ class StsSource:
     async def fetch(self, request: AssumeRoleRequest, patience: float) -> Credentials:
         """A new session, within `patience` seconds; raises StsError."""
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(patience if patience > SHORT else patience + _SPARE):
                 return await self._signed(lambda: self._assume(request, patience))
         except TimeoutError:
             raise StsError(fault(TIMEOUT, detail=_host(self.endpoint))) from None
@@ -93,7 +96,9 @@ class StsSource:
             raise StsError(fault(TIMEOUT, detail=_host(self.endpoint))) from None
 
     def close(self) -> None:
-        """Wait for nothing."""
+        """Wait for nothing that is out; keep nothing open."""
+        for client in filter(None, (self._short, self._long)):
+            client.close()
         self._own.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -230,15 +235,22 @@ def _fault(error: Exception, endpoint: str) -> Fault:
     response = getattr(error, "response", None)
     if not isinstance(response, dict):
         cause = getattr(error, "kwargs", {}).get("error")
-        resolving = type(cause).__name__ == "NameResolutionError"
         log.debug("call to STS failed", extra={"sts.error": type(cause or error).__name__})
-        return fault("NameResolutionError" if resolving else type(error).__name__, detail=endpoint)
+        return fault(_name(error, cause), detail=endpoint)
     said = response.get("Error", {})
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     known = fault(str(said.get("Code", "")), status=status, message=str(said.get("Message", "")))
     if known.kind is Kind.REFUSED:
         log.debug("STS refuses the request", extra={"sts.message": str(said.get("Message", ""))[:1000]})
     return known
+
+
+def _name(error: Exception, cause: object) -> str:
+    if type(cause).__name__ == "NameResolutionError":
+        return "NameResolutionError"
+    if isinstance(error, LookupError | ValueError | TypeError | AttributeError):
+        return "MalformedResponse"  # the SDK stumbled over what it tried to read
+    return type(error).__name__
 
 
 def _host(endpoint: str) -> str:

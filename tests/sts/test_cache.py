@@ -80,7 +80,7 @@ class TestOneFlight:
         assert await reason(cache) is Reason.STS_PENDING
         assert sts.calls == []
         task = asyncio.create_task(cache.run())
-        assert await ask(cache)
+        assert (await ask(cache)).token
         task.cancel()
         await asyncio.wait({task})
 
@@ -171,7 +171,7 @@ class TestFreshness:
             await cache.warm(5)
             sts.script = lambda _request: fault("AccessDenied")
             await asyncio.sleep(3000)
-            assert await ask(cache)
+            assert (await ask(cache)).token
             assert len(sts.calls) <= 1 + 3000 / 60
             await asyncio.sleep(600)
             assert await reason(cache) is Reason.STS_REFUSED
@@ -230,7 +230,7 @@ class TestUse:
         async with running(sts) as cache:
             for _minute in range(90):
                 cache.want([request("other")])
-                assert await ask(cache)
+                assert (await ask(cache)).token
                 await asyncio.sleep(60)
         assert sts.count(APP) == 4
 
@@ -283,7 +283,7 @@ class TestErrors:
         sts = ScriptedSts(script=lambda asked: None if asked.external_id else fault("AccessDenied"))
         async with running(sts) as cache:
             assert await reason(cache) is Reason.STS_REFUSED
-            assert await ask(cache, request(external_id="right"))
+            assert (await ask(cache, request(external_id="right"))).token
 
     @exact_time
     async def test_a_transient_error_is_remembered_for_ten_seconds_at_most(self) -> None:
@@ -301,7 +301,7 @@ class TestErrors:
         sts = ScriptedSts()
         sts.script = lambda _request: fault("ServiceUnavailable") if len(sts.calls) == 1 else None
         async with running(sts) as cache:
-            assert await ask(cache)
+            assert (await ask(cache)).token
         assert len(sts.calls) == 2
 
     @exact_time
@@ -325,7 +325,7 @@ class TestErrors:
         async with running(sts) as cache:
             cache.want(bad)
             for number in range(200):
-                assert await ask(cache, request(f"good-{number}"), hold=4)
+                assert (await ask(cache, request(f"good-{number}"), hold=4)).token
                 await asyncio.sleep(1)
             quick = [await timed(cache, request(f"late-{number}")) for number in range(50)]
         assert max(quick) < 0.1

@@ -1,0 +1,120 @@
+"""What the agent asks about its own node."""
+
+import logging
+from dataclasses import dataclass, field
+
+import pytest
+
+from kube2iam.sts.discover import discover_base_arn, discover_default_role, discover_region
+from tests.fakes.exact_time import exact_time
+
+ACCOUNT = "123456789012"
+
+
+@dataclass
+class Metadata:
+    """Answers from a script of texts and errors; the last one repeats."""
+
+    region: list[str | Exception] = field(default_factory=lambda: ["eu-west-1"])
+    profile: list[str | Exception] = field(default_factory=lambda: [f"arn:aws:iam::{ACCOUNT}:instance-profile/nodes"])
+    role: list[str | Exception] = field(default_factory=lambda: ["nodes"])
+
+    async def text(self, path: str) -> str:
+        assert path == "meta-data/placement/region"
+        return _next(self.region)
+
+    async def node_profile_arn(self) -> str:
+        return _next(self.profile)
+
+    async def node_role_name(self) -> str:
+        return _next(self.role)
+
+
+def _next(script: list[str | Exception]) -> str:
+    answer = script.pop(0) if len(script) > 1 else script[0]
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+async def nobody() -> str:
+    raise OSError("STS is away")
+
+
+async def node() -> str:
+    return f"arn:aws-cn:sts::{ACCOUNT}:assumed-role/workers/i-0123456789abcdef0"
+
+
+@exact_time
+async def test_the_region_is_asked_until_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    metadata = Metadata(region=[*[OSError("refused")] * 5, "", "<html>", "us-gov-east-1"])
+    assert await discover_region(metadata) == "us-gov-east-1"
+    reasons = [vars(record)["reason"] for record in caplog.records]
+    assert reasons[0] == "OSError: refused"
+    assert len(reasons) == 3, "each new reason is said once"
+    assert "--region" in caplog.records[0].message
+
+
+@pytest.mark.parametrize(
+    ("profile", "base"),
+    [
+        (f"arn:aws:iam::{ACCOUNT}:instance-profile/nodes", f"arn:aws:iam::{ACCOUNT}:role/"),
+        (f"arn:aws:iam::{ACCOUNT}:instance-profile/team/nodes", f"arn:aws:iam::{ACCOUNT}:role/"),
+        (f"arn:aws-cn:iam::{ACCOUNT}:instance-profile/a/b/c", f"arn:aws-cn:iam::{ACCOUNT}:role/"),
+        (f"arn:aws-us-gov:iam::{ACCOUNT}:instance-profile/x", f"arn:aws-us-gov:iam::{ACCOUNT}:role/"),
+    ],
+)
+@exact_time
+async def test_the_base_arn_is_that_of_the_nodes_account_and_partition(profile: str, base: str) -> None:
+    assert str(await discover_base_arn(Metadata(profile=[profile]), nobody)) == base
+
+
+@exact_time
+async def test_without_a_profile_sts_knows_the_account() -> None:
+    metadata = Metadata(profile=[OSError("no profile")])
+    assert str(await discover_base_arn(metadata, node)) == f"arn:aws-cn:iam::{ACCOUNT}:role/"
+
+
+@exact_time
+async def test_where_neither_knows_it_is_tried_again() -> None:
+    metadata = Metadata(profile=[*[OSError("away")] * 4, f"arn:aws:iam::{ACCOUNT}:instance-profile/nodes"])
+    assert str(await discover_base_arn(metadata, nobody)) == f"arn:aws:iam::{ACCOUNT}:role/"
+
+
+@pytest.mark.parametrize(
+    ("profile", "role", "arn", "warns"),
+    [
+        ("nodes", "nodes", "role/nodes", False),
+        ("team/nodes", "nodes", "role/team/nodes", False),
+        ("profile-of-kops", "nodes", "role/nodes", False),
+        ("team/profile", "nodes", "role/nodes", True),
+    ],
+)
+@exact_time
+async def test_the_default_role_and_its_path_where_it_can_be_known(
+    caplog: pytest.LogCaptureFixture, profile: str, role: str, arn: str, warns: bool
+) -> None:
+    metadata = Metadata(profile=[f"arn:aws:iam::{ACCOUNT}:instance-profile/{profile}"], role=[role])
+    with caplog.at_level(logging.WARNING):
+        assert str(await discover_default_role(metadata, nobody)) == f"arn:aws:iam::{ACCOUNT}:{arn}"
+    assert bool(caplog.records) is warns
+
+
+@exact_time
+async def test_without_a_metadata_service_the_agents_identity_is_the_default_role() -> None:
+    metadata = Metadata(role=[OSError("away")])
+    assert str(await discover_default_role(metadata, node)) == f"arn:aws-cn:iam::{ACCOUNT}:role/workers"
+
+
+@exact_time
+async def test_an_identity_that_is_no_role_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    asked = 0
+
+    async def caller() -> str:
+        nonlocal asked
+        asked += 1
+        return f"arn:aws:iam::{ACCOUNT}:user/alice" if asked < 3 else await node()
+
+    metadata = Metadata(role=[OSError("away")])
+    assert (await discover_default_role(metadata, caller)).name == "workers"
+    assert "is no role" in vars(caplog.records[0])["reason"]

@@ -1,0 +1,111 @@
+"""From the index to what the cache keeps warm."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from kube2iam.domain.errors import Denial, Reason
+from kube2iam.domain.pod import Pod
+from kube2iam.domain.roles import AssumeRoleRequest, Decision, Grant
+from kube2iam.sts.prefetch import Prefetch
+from tests.fakes.exact_time import exact_time
+from tests.fakes.sts import request
+
+
+@dataclass
+class Index:
+    """What prefetch needs of a PodIndex."""
+
+    live: list[Pod] = field(default_factory=list)
+    synced: bool = True
+    wakes: list[Callable[[], None]] = field(default_factory=list)
+
+    def pods(self) -> Collection[Pod]:
+        return self.live
+
+    def subscribe(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
+        assert key == ""
+        self.wakes.append(wake)
+        return lambda: self.wakes.remove(wake)
+
+    def change(self) -> None:
+        for wake in self.wakes:
+            wake()
+
+
+@dataclass
+class Wanted:
+    """What the cache was told."""
+
+    told: list[set[AssumeRoleRequest]] = field(default_factory=list)
+
+    def want(self, requests: Iterable[AssumeRoleRequest]) -> None:
+        self.told.append(set(requests))
+
+
+def pod(name: str) -> Pod:
+    return Pod("shop", name, f"uid-{name}", 0)
+
+
+def decide(asked: Pod) -> Decision:
+    if asked.name == "none":
+        return Denial(Reason.NO_ROLE, "no role")
+    return Grant(asked, request(asked.name), "pod annotation")
+
+
+@asynccontextmanager
+async def running(index: Index, wanted: Wanted) -> AsyncIterator[Prefetch]:
+    prefetch = Prefetch(index, decide, wanted)
+    task = asyncio.create_task(prefetch.run())
+    try:
+        yield prefetch
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@exact_time
+async def test_the_requests_of_all_live_pods_are_wanted_and_nothing_else() -> None:
+    index, wanted = Index([pod("a"), pod("b"), pod("none")]), Wanted()
+    async with running(index, wanted) as prefetch:
+        await prefetch.primed.wait()
+        assert wanted.told == [{request("a"), request("b")}]
+        index.live.pop(0)
+        index.change()
+        await asyncio.sleep(1)
+        assert wanted.told[1:] == [{request("b")}]
+
+
+@exact_time
+async def test_a_burst_of_changes_is_one_look() -> None:
+    index, wanted = Index([pod("a")]), Wanted()
+    async with running(index, wanted) as prefetch:
+        await prefetch.primed.wait()
+        for _change in range(200):
+            index.change()
+        await asyncio.sleep(10)
+        assert len(wanted.told) == 2
+
+
+@exact_time
+async def test_nothing_is_told_from_half_an_index() -> None:
+    index, wanted = Index([pod("a")], synced=False), Wanted()
+    async with running(index, wanted) as prefetch:
+        index.change()
+        await asyncio.sleep(1)
+        assert (wanted.told, prefetch.primed.is_set()) == ([], False)
+        index.synced = True
+        index.change()
+        await prefetch.primed.wait()
+        assert wanted.told == [{request("a")}]
+
+
+@exact_time
+async def test_it_lets_go_of_the_index_at_its_end() -> None:
+    index = Index()
+    async with running(index, Wanted()) as prefetch:
+        await prefetch.primed.wait()
+        assert len(index.wakes) == 1
+    assert index.wakes == []
