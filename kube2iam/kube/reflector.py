@@ -25,6 +25,10 @@ _HASTY = 1.0
 """A watch that ends within this many seconds has failed, however politely it ended."""
 _STEADY = 5.0
 """A watch that has stood this many seconds shows that all is well: the next failure is the first one again."""
+_SLICE = 50
+"""Objects that are projected in one go: some 5 ms."""
+_LEVELS = {"http-401": logging.ERROR, "http-403": logging.ERROR, "http-410": logging.INFO}
+"""Rights are missing until someone acts; a forgotten version is everyday life."""
 
 
 class Store(Protocol[T]):
@@ -125,7 +129,11 @@ class Reflector(Generic[T]):
         while True:
             page = await self._wire.page(cursor)
             self.last_heard = self._clock()
-            objects.extend(self._projected(page.items))
+            for start in range(0, len(page.items), _SLICE):
+                objects.extend(self._projected(page.items[start : start + _SLICE]))
+                await asyncio.sleep(0)  # pods that ask meanwhile are not kept waiting
+            if page.cursor and page.cursor == cursor:
+                raise RoundFailedError("malformed", "the pages of the list never end")
             cursor = page.cursor
             if not cursor:
                 break
@@ -206,7 +214,7 @@ class Reflector(Generic[T]):
             return
         self._reason = failure.reason
         log.log(
-            logging.ERROR if failure.reason in {"http-401", "http-403"} else logging.WARNING,
+            _LEVELS.get(failure.reason, logging.WARNING),
             "can't follow the cluster",
             extra={"resource": self.resource, "reason": failure.reason, "error": self.trouble},
         )

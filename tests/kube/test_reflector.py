@@ -240,6 +240,7 @@ WRONG_LISTS = {
     "malformed   ": Answer(pieces=[b'{"metadata": {"resourceVersion": 1}}']),
     "malformed    ": Answer(pieces=[DEEP]),
     "malformed     ": Answer(pieces=[b'[{"metadata": 1}]']),
+    "malformed      ": listing(cursor="again"),
     "broken": Answer(pieces=[b'{"metadata"'], then="reset"),
     "silent": Answer(pieces=[b'{"metadata"'], then="hang"),
 }
@@ -286,7 +287,7 @@ def test_a_list_that_fails_for_ever_costs_few_requests(reason: str) -> None:
                 assert set(here.counted.failures) == {reason.strip()}
                 assert not here.reflector.synced.is_set()
                 assert here.reflector.trouble
-                assert 5 <= len(server.asked) <= 15
+                assert 5 <= len(server.asked) <= 30
 
     run()
 
