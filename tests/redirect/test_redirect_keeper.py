@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
+from kube2iam.redirect import legacy
 from kube2iam.redirect.backends import AUTO, BACKENDS, choose, others
 from kube2iam.redirect.keeper import RedirectKeeper
 from kube2iam.redirect.routes import Route, automatic, follow
@@ -169,6 +171,24 @@ async def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(MissingToolError, match="install the package nftables"):
         await choose("nft")
+
+
+async def test_without_python_iptables_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    legacy._library.cache_clear()
+    monkeypatch.setitem(sys.modules, "iptc", None)
+    with pytest.raises(MissingToolError, match=r"install kube2iam\[legacy\] and the package iptables"):
+        await choose("legacy")
+    assert (await choose("nft")).name == "nft", "everything else works without it"
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(MissingToolError, match="nft is not installed"):
+        await choose("auto")
+
+
+async def test_auto_takes_the_one_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(legacy, "in_use", lambda: False)
+    assert (await choose("auto")).name == "nft"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert (await choose("auto")).name == "legacy"
 
 
 # What auto means
