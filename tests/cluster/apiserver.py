@@ -46,7 +46,7 @@ def build() -> Path:
             raise LaneError("make test-cluster needs Go 1.26 or newer to build the API server")
         program.parent.mkdir(exist_ok=True)
         unfinished = program.with_suffix(f".{os.getpid()}")
-        command = ["nice", "go", "build", "-trimpath", "-o", str(unfinished), "."]
+        command = ["nice", "go", "build", "-o", str(unfinished), "."]
         print("building kube-apiserver and etcd: minutes the first time, then never again", flush=True)  # noqa: T201
         result = subprocess.run(command, cwd=SOURCES, check=False, timeout=3600, capture_output=True, text=True)
         if result.returncode:
