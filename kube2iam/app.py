@@ -91,7 +91,7 @@ class Agent:
             await self._redirect()
             cluster = await self._connect(closing)
             async with asyncio.TaskGroup() as group:
-                loops = [group.create_task(_for_ever(name, loop)) for name, loop in self._loops(cluster)]
+                loops = [group.create_task(_for_ever(name, loop)) for name, loop in self._loops(cluster, closing)]
                 loops.extend(group.create_task(once) for once in self._starters())
                 await stop.wait()
                 await self._drain()
@@ -153,11 +153,11 @@ class Agent:
         closing.push_async_callback(cluster.aclose)
         return cluster
 
-    def _loops(self, cluster: ClusterApi) -> Iterator[tuple[str, Loop]]:
+    def _loops(self, cluster: ClusterApi, closing: AsyncExitStack) -> Iterator[tuple[str, Loop]]:
         """Every loop of the agent; each runs until the end."""
         parts, settings = self._parts, self._settings
         parts.reports.recorder = recorder = EventRecorder(cluster, node=settings.node_or_host, counters=parts.metrics)
-        self._mirror(cluster)
+        self._mirror(cluster, closing)
         for reflector in parts.reflectors:
             yield f"watch of {reflector.resource}", reflector.run()
         yield "events", recorder.run()
@@ -172,7 +172,7 @@ class Agent:
         if parts.keeper is not None:
             yield "redirect", parts.keeper.run()
 
-    def _mirror(self, cluster: ClusterApi) -> None:
+    def _mirror(self, cluster: ClusterApi, closing: AsyncExitStack) -> None:
         parts, settings = self._parts, self._settings
         pods = PodStore(parts.index, parts.keep)
         selector = f"spec.nodeName={settings.node}" if settings.node else ""
@@ -185,6 +185,7 @@ class Agent:
             duplicates = DuplicateResolver(
                 cluster, project=pods.project, mine=mine(settings), node=settings.node, counters=parts.metrics
             )
+            closing.push_async_callback(duplicates.aclose)
             parts.resolver.tie_break = duplicates.resolve
 
     def _starters(self) -> Iterator[Loop]:

@@ -1,5 +1,7 @@
 """What operators see of an agent's parts: readiness, degradations, gauges, pages."""
 
+import time
+
 from kube2iam import __version__
 from kube2iam._build import COMMIT, DATE
 from kube2iam.admin.health import Check, Health, Page
@@ -62,6 +64,7 @@ def add_gauges(parts: Parts, health: Health, limits: PodLimits) -> None:
         lambda: {(): parts.keeper is not None and parts.keeper.present},
     )
     add("pods", "Pods of this node that may have a role.", lambda: {(): len(parts.index.pods())})
+    add("cluster_silence_seconds", "Seconds since the API server said anything.", lambda: _silence(parts), "resource")
     add("open_connections", "Connections of pods.", lambda: {(): limits.connections})
     add("held_requests", "Requests of pods that wait.", lambda: {(): limits.held})
     add("sts_calls_in_flight", "Calls to STS under way.", lambda: {(): cache.in_flight})
@@ -76,6 +79,12 @@ def _troubles(health: Health) -> dict[tuple[str, ...], float]:
 
 def _hits(parts: Parts) -> dict[tuple[str, ...], float]:
     return {(role,): count for role, count in parts.cache.hits.items()}
+
+
+def _silence(parts: Parts) -> dict[tuple[str, ...], float]:
+    now = time.time()
+    heard = ((reflector.resource, reflector.last_heard) for reflector in parts.reflectors)
+    return {(resource,): now - last for resource, last in heard if last is not None}
 
 
 def _cluster_trouble(parts: Parts) -> str | None:
