@@ -12,8 +12,8 @@ from kube2iam.imds.front import Head, Request
 from kube2iam.imds.protocol import HttpLimits, RequestReader
 from kube2iam.imds.replies import Reply
 
-_SLICE = 4096
-"""Bytes that are parsed at once: bounds how many requests can wait parsed behind a slow one."""
+_SLICE = 2048
+"""Bytes that are parsed at once: bounds how many requests can wait parsed."""
 _LONGEST_REMEMBERED = 1024
 _MOST_REMEMBERED = 1024
 _DISCARDED = 1 << 20
@@ -41,7 +41,7 @@ class Site(HttpLimits, Protocol):
         """Whether the connection may stay."""
 
     def closed(self, connection: "Connection") -> None:
-        """A connection that stayed is gone."""
+        """A connection that stayed is gone, and what worked for it."""
 
     def handle(self, request: Request, connection: "Connection") -> Reply | Coroutine[Any, Any, Reply]:
         """The reply, or what will return it as a task of the connection. Does not raise."""
@@ -67,9 +67,13 @@ class Connection(asyncio.Protocol):
     """The client does not read what it is sent."""
     _ended = False
     """No more requests are read: the last one is being answered, or has been."""
+    _eof = False
     _admitted = False
+    _lost = False
+    _answered_now = False
+    """A request has been answered in this turn of the loop: the next one is for another turn, after everyone else's."""
     _queue: deque[Head | Reply] | None = None
-    """Requests that wait for the one being answered."""
+    """Requests that wait for their turn."""
     _stash = b""
     """Bytes that came meanwhile, unread; nothing more is taken from the kernel while there are any."""
     _discarded = 0
@@ -95,30 +99,32 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Stop working for a client that has gone."""
-        self._ended = True
+        self._ended = self._lost = True
         self._queue = None
-        if self._task is not None:
-            self._task.cancel()
         if self._reader is not None:
             self._reader.close()
-        if self._admitted:
+        if self._task is not None:
+            self._task.cancel()
+        elif self._admitted:
             self._site.closed(self)
 
-    def eof_received(self) -> None:
-        """Take the end of the client's side as the end: it has left, or has all its answers."""
-        self._ended = True
+    def eof_received(self) -> bool:
+        """Take the end of the client's side as the end. It has left, unless answers wait that need nothing but time."""
+        self._ended = self._eof = True
+        return bool(self._queue) and self._task is None
 
     def data_received(self, data: bytes) -> None:
         """Answer what is whole in `data`; keep the rest."""
         if self._ended:
             self._discard(data)
-        elif self._task is not None or self._stuck or self._stash:
+        elif self._task is not None or self._stuck or self._queue or self._stash:
             self._stash += data
             self.transport.pause_reading()
         elif self._reader is None or not self._reader.bytes:
             head = self._site.heads.get(data)
             if head is not None:
-                self.received(head)
+                self._ended = not head.keep
+                self._answer(head)
             else:
                 self._read_first(data)
         else:
@@ -132,7 +138,7 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Go on."""
         self._stuck = False
-        self._advance()
+        self._go_on()
 
     def expire(self) -> None:
         """Close what has taken too long."""
@@ -160,24 +166,23 @@ class Connection(asyncio.Protocol):
             heads[data] = head
 
     def _read(self, data: bytes) -> None:
-        for at in range(0, len(data), _SLICE):
-            if self._task is not None or self._stuck:
-                self._stash = data[at:]
-                self.transport.pause_reading()
-                return
-            status = cast("RequestReader", self._reader).feed(data if len(data) <= _SLICE else data[at : at + _SLICE])
-            if self._ended:
-                return
-            if status:
-                self._refuse(status)
-                return
+        """Read a slice; answer one request at most, so that a long pipeline takes turns with everyone else."""
+        if len(data) > _SLICE:
+            data, self._stash = data[:_SLICE], data[_SLICE:]
+            self.transport.pause_reading()
+        self._answered_now = False
+        status = cast("RequestReader", self._reader).feed(data)
+        if status and not self._ended:
+            self._refuse(status)
+        self._go_on()
 
     def received(self, head: Head) -> None:
         """Answer one request, now or when its turn comes."""
         if self._ended:
             return
         self._ended = not head.keep
-        if self._task is None and not self._stuck and not self._queue:
+        if self._task is None and not self._stuck and not self._queue and not self._answered_now:
+            self._answered_now = True
             self._answer(head)
         else:
             self._wait_in_line(head)
@@ -212,9 +217,11 @@ class Connection(asyncio.Protocol):
     def _answered(self, request: Request, task: "asyncio.Task[Reply]") -> None:
         reply = self._site.settle(request, task)
         self._task = None
-        if not self.transport.is_closing():
+        if self._lost:
+            self._site.closed(self)
+        elif not self.transport.is_closing():
             self._send(reply, request.head)
-            self._advance()
+            self._go_on()
 
     def _send(self, reply: Reply, head: Head | None) -> None:
         site = self._site
@@ -225,15 +232,27 @@ class Connection(asyncio.Protocol):
             self.transport.write(reply.render(site.date_and_close, head=head is not None and head.bodiless))
             self._finish(linger=reply.closing)
 
+    def _go_on(self) -> None:
+        """Come back in the loop's next turn if something waits that could be done."""
+        if self._task is not None or self._stuck:
+            return
+        if self._queue or self._stash:
+            asyncio.get_running_loop().call_soon(self._advance)
+        elif self._eof:
+            self._finish()
+
     def _advance(self) -> None:
-        """Go on with what has waited: requests first, then bytes."""
-        while self._queue and self._task is None and not self._stuck:
+        """Go on with what has waited: requests first, then bytes. One step; it may have been done already."""
+        if self._task is not None or self._stuck or self.transport.is_closing():
+            return
+        if self._queue:
             item = self._queue.popleft()
             if isinstance(item, Reply):
                 self._send(item, None)
             else:
                 self._answer(item)
-        if self._stash and self._task is None and not self._stuck and not self.transport.is_closing():
+            self._go_on()
+        elif self._stash and not self._ended:
             data, self._stash = self._stash, b""
             self._read(data)
             if not self._stash:

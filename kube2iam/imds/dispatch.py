@@ -31,6 +31,8 @@ _ANYONES = frozenset((Kind.ROOT, Kind.VERSION, Kind.NOT_FOUND))
 """What says nothing of a pod or of the node, so that nobody has to be known for it."""
 _LONGEST_REMEMBERED = 256
 _MOST_REMEMBERED = 4096
+_SAID_AGAIN = 60.0
+"""Seconds after which the same refusal of the same address is worth another line."""
 _NAMES = (b"169.254.169.254", b"[fd00:ec2::254]", b"instance-data", b"instance-data.ec2.internal")
 _METADATA_HOSTS = frozenset(name + port for name in _NAMES for port in (b"", b":80"))
 _OVER_LIMIT = Denial(Reason.OVER_LIMIT, "more is being asked for than one pod's share of what costs something")
@@ -69,7 +71,8 @@ class Dispatch:
         self._metrics = metrics
         self._admin = admin
         self._hop_limit = hop_limit
-        self._said: dict[str, Denial] = {}
+        self._observers: dict[tuple[str, str, int], Callable[[float], None]] = {}
+        self._said: dict[tuple[str, Denial], float] = {}
 
     def handle(self, request: Request, connection: Connection) -> Answer:
         """The reply, or a coroutine that `settle` must see the end of. Does not raise."""
@@ -109,7 +112,7 @@ class Dispatch:
 
     def malformed(self, address: str, status: int) -> None:
         """Something that is no sound request was answered with `status`."""
-        self._metrics.observer(_MALFORMED, "other", status)(0.0)
+        self._observer(_MALFORMED, "other", status)(0.0)
         log.debug("a malformed request", extra={"req.remote": address, "res.status": status})
 
     def _answer(self, request: Request, connection: Connection) -> Answer:
@@ -194,32 +197,37 @@ class Dispatch:
 
     def _refuse(self, request: Request, denial: Denial) -> Reply:
         self._metrics.denied(denial.reason)
-        if self._said.get(request.address) != denial:
-            self._said.pop(request.address, None)
-            if len(self._said) >= _MOST_REMEMBERED:
-                del self._said[next(iter(self._said))]
-            self._said[request.address] = denial
-            log.info("refused", extra=_fields(request) | {"reason": denial.reason.code, "error": denial.explanation})
+        now = perf_counter()
+        if now >= self._said.get((request.address, denial), now):
+            self._say(request, denial)
+            self._said[request.address, denial] = now + _SAID_AGAIN
         return replies.denied(denial.reason)
+
+    def _say(self, request: Request, denial: Denial) -> None:
+        if len(self._said) >= _MOST_REMEMBERED:
+            del self._said[next(iter(self._said))]
+        log.info("refused", extra=_fields(request) | {"reason": denial.reason.code, "error": denial.explanation})
 
     def _observe(self, request: Request, reply: Reply) -> None:
         seconds = perf_counter() - request.started
         plan = request.plan
         observe = None if plan is None else plan.observers.get(reply.status)
         if observe is None:
-            observe = self._observer(request, reply.status)
+            method = request.method.decode() if request.method in _METHODS else "other"
+            observe = self._observer(_MALFORMED if plan is None else plan.route.handler, method, reply.status)
+            if plan is not None:
+                plan.observers[reply.status] = observe
         observe(seconds)
         if log.isEnabledFor(logging.DEBUG):
             fields = _fields(request) | {"res.status": reply.status, "res.duration": seconds * 1000}
             log.debug("answered", extra=fields)
 
-    def _observer(self, request: Request, status: int) -> Callable[[float], None]:
-        plan = request.plan
-        method = request.method.decode() if request.method in _METHODS else "other"
-        observe = self._metrics.observer(_MALFORMED if plan is None else plan.route.handler, method, status)
-        if plan is not None:
-            plan.observers[status] = observe
-        return observe
+    def _observer(self, handler: str, method: str, status: int) -> Callable[[float], None]:
+        labels = handler, method, status
+        known = self._observers.get(labels)
+        if known is None:
+            known = self._observers[labels] = self._metrics.observer(handler, method, status)
+        return known
 
 
 async def _page(admin: Admin, target: Target) -> Reply:

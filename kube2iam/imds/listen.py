@@ -13,6 +13,8 @@ log = logging.getLogger(__name__)
 METADATA_ADDRESSES = frozenset(("169.254.169.254", "fd00:ec2::254"))
 
 BACKLOG = 4096
+_AT_ONCE = 16
+"""Connections that asyncio accepts in one turn of its loop, and errors that it logs in one; it calls it a backlog."""
 _RECEIVE_BUFFER = 32 * 1024
 """Bytes per connection that the kernel takes in before we read: bounds what a client can make us hold."""
 _SO_ORIGINAL_DST = 80
@@ -97,7 +99,8 @@ class Acceptor:
     async def _accept(self, listener: socket.socket) -> None:
         copy = listener.dup()
         try:
-            server = await asyncio.get_running_loop().create_server(self._factory, sock=copy, backlog=BACKLOG)
+            server = await asyncio.get_running_loop().create_server(self._factory, sock=copy, backlog=_AT_ONCE)
+            listener.listen(BACKLOG)
         except BaseException:
             copy.close()
             raise

@@ -75,7 +75,7 @@ class RequestReader:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserInvalidMethodError:
-            return 405 if _METHOD.match(data) else 400
+            return 405 if self.bytes == len(data) and _METHOD.match(data) else 400
         except httptools.HttpParserError:
             return self._status
         except httptools.HttpParserUpgrade:
