@@ -6,6 +6,7 @@ The roles get the same two policies that the README tells users to write.
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -113,15 +114,14 @@ async def start(children: Children, place: Place, http: aiohttp.ClientSession) -
     """Start moto in AWS's place and wait until it answers."""
     command = [sys.executable, "-P", "-m", "moto.server", "--host", AWS, "--port", "80"]
     moto = await children.start("moto", place.command(*command))
-    async with asyncio.timeout(START_TIMEOUT):
-        while True:
-            if not moto.running:
-                raise DemoError(f"moto did not start:\n{moto.tail()}")
-            try:
-                async with http.get(f"{ENDPOINT}/moto-api/data.json"):
-                    return moto
-            except aiohttp.ClientConnectionError:
-                await asyncio.sleep(0.05)
+    end = time.monotonic() + START_TIMEOUT
+    while moto.running and time.monotonic() < end:
+        try:
+            async with http.get(f"{ENDPOINT}/moto-api/data.json"):
+                return moto
+        except aiohttp.ClientConnectionError:
+            await asyncio.sleep(0.05)
+    raise DemoError(f"moto did not start:\n{moto.tail()}")
 
 
 def _headers(service: str, account: str) -> dict[str, str]:

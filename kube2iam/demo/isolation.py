@@ -56,7 +56,10 @@ def scratch(avoid: Sequence[Path]) -> Path:
     """An empty folder in memory that only this mount namespace sees; it never hides a path in `avoid`."""
     for place in (Path("/run"), Path("/mnt"), Path("/srv")):
         if place.is_dir() and not any(path.is_relative_to(place) for path in avoid):
-            subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "kube2iam-demo", place], check=True)
+            mount = ["mount", "-t", "tmpfs", "-o", "mode=0755", "kube2iam-demo", str(place)]
+            mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+            if mounted.returncode:
+                raise DemoError(f"no scratch memory: {mounted.stderr.strip()}")
             return place
     raise DemoError("found no folder to mount scratch memory on (/run, /mnt and /srv are missing or in use)")
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import aiohttp
+
 from kube2iam.demo import agent, checks, isolation, report, stage
 from kube2iam.demo.cast import PODS
 from kube2iam.demo.failure import DemoError
@@ -38,7 +40,7 @@ def inside(argv: Sequence[str], *, command: Sequence[str] = ()) -> int:
     try:
         scratch = isolation.scratch(avoid=[Path(sys.prefix), Path(__file__), Path.cwd()])
         return asyncio.run(_interruptible(options, command or [agent.executable()], scratch))
-    except DemoError as error:
+    except (DemoError, OSError, aiohttp.ClientError) as error:
         return _refuse(error)
     except asyncio.CancelledError:
         return INTERRUPTED
@@ -112,7 +114,7 @@ async def _stay(world: World) -> None:
     try:
         await ending
     except asyncio.CancelledError:
-        sys.stderr.write("\nended: namespaces, links, rules and processes are gone with it\n")
+        sys.stderr.write("\nending: namespaces, links, rules and processes go with it\n")
         return
     raise DemoError(f"the agent has ended:\n{world.agent.child.tail()}")
 
@@ -128,6 +130,6 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _refuse(error: DemoError) -> int:
+def _refuse(error: Exception) -> int:
     sys.stderr.write(f"kube2iam demo: {error}\n")
     return 1
