@@ -83,7 +83,7 @@ class Pods:
 async def test_thirty_days_of_a_full_node() -> None:
     loop = asyncio.get_running_loop()
     weather = Weather.of(seed=20)
-    sts = ScriptedSts(script=weather)
+    sts = ScriptedSts(script=weather, delay=lambda _request: 0.0)
     roles = requests(ROLES)
     pods = Pods()
     restarts = 0
