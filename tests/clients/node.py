@@ -1,0 +1,309 @@
+"""A node with a pod for each client, AWS beyond a router, the real metadata service, and the real agent between them.
+
+The parts are the demo's; here STS can be slow, pods are born as a test says, and the agent is started as it likes.
+"""
+
+import asyncio
+import ctypes
+import json
+import os
+import secrets
+import socket
+import sys
+import tempfile
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import aiohttp
+from aiohttp import web
+
+from kube2iam.demo import agent, aws, network
+from kube2iam.demo.agent import ADMIN_PORT, Agent
+from kube2iam.demo.aws import ACCOUNT, ENDPOINT, REGION, Aws, Role, SessionKeys
+from kube2iam.demo.cast import ALLOWED_KEY, NODE_SESSION, ROLE_KEY, PodSpec, running
+from kube2iam.demo.cluster import ClusterServer
+from kube2iam.demo.metadata import INSTANCE, NODE_ROLE_ARN, MetadataServer, Secrets, canaries
+from kube2iam.demo.network import METADATA
+from kube2iam.demo.objects import Objects
+from kube2iam.demo.places import CLONE_NEWNET, Place
+from kube2iam.demo.probes import LISTING, ask, unguarded
+from kube2iam.demo.processes import Children, must, tied
+from kube2iam.demo.stage import API, API_PORT, NODE_SESSION_SECONDS, serve
+from tests.clients.builds import Client
+
+NAMESPACE = "clients"
+STS = "203.0.113.11"
+"""Where the agent, and only the agent, finds STS."""
+PATIENCE = 45.0
+"""Seconds after which a client that says nothing has failed."""
+
+ETH_P_ALL = 3
+"""<linux/if_ether.h>"""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def own_network() -> Iterator[None]:
+    """A network namespace of this thread's own, and of all that it starts; the kernel removes what is in it."""
+    with Path("/proc/thread-self/ns/net").open("rb") as before:
+        _must(_libc.unshare(CLONE_NEWNET))
+        try:
+            yield
+        finally:
+            _must(_libc.setns(before.fileno(), CLONE_NEWNET))
+
+
+def _must(result: int) -> None:
+    if result:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+class SlowSts:
+    """STS as the agent sees it: moto's, each answer held back until `seconds` after its request came."""
+
+    def __init__(self, http: aiohttp.ClientSession) -> None:
+        self.seconds = 0.0
+        self._http = http
+
+    def app(self) -> web.Application:
+        """The application, to be served where the agent looks for STS."""
+        app = web.Application()
+        app.router.add_post("/", self._pass_on)
+        return app
+
+    async def _pass_on(self, request: web.Request) -> web.Response:
+        end = asyncio.get_running_loop().time() + self.seconds
+        async with self._http.post(ENDPOINT, headers=request.headers, data=await request.read()) as answer:
+            body = await answer.read()
+        await asyncio.sleep(end - asyncio.get_running_loop().time())
+        return web.Response(status=answer.status, body=body, content_type="text/xml")
+
+
+class FirstPacket:
+    """Waits for the first packet that a pod sends to the metadata service, seen on the node's end of its link.
+
+    Not on the bridge: with br_netfilter the redirect has already changed there where the packet goes.
+    """
+
+    def __init__(self, link: str) -> None:
+        self._wanted = socket.inet_aton(METADATA)
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+        self._socket.bind((link, ETH_P_ALL))
+        self._socket.settimeout(0)
+
+    async def seen(self) -> None:
+        """Returns when it passes."""
+        loop = asyncio.get_running_loop()
+        with self._socket:
+            async with asyncio.timeout(PATIENCE):
+                while (await loop.sock_recv(self._socket, 64))[16:20] != self._wanted:
+                    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A client's answer to one line, and how long it took."""
+
+    text: str
+    seconds: float
+
+    @property
+    def identity(self) -> str:
+        """Who it is, by its session's ARN; nothing if it has no credentials."""
+        return self.text.removeprefix("ok ") if self.text.startswith("ok ") else ""
+
+
+class Program:
+    """A client's program in its pod. It has been loaded, and has asked for nothing yet."""
+
+    def __init__(self, process: Process, errors: IO[bytes]) -> None:
+        self._process = process
+        self._errors = errors
+
+    async def ask(self, line: str) -> Said:
+        """Who it is: "new" by a new default chain, "again" by the one it has."""
+        assert self._process.stdin is not None
+        start = time.monotonic()
+        self._process.stdin.write(f"{line}\n".encode())
+        text = await self.line()
+        return Said(text, time.monotonic() - start)
+
+    async def line(self) -> str:
+        """The next line that it writes."""
+        assert self._process.stdout is not None
+        async with asyncio.timeout(PATIENCE):
+            line = await self._process.stdout.readline()
+        assert line, f"the program has ended: {self.errors()[-2000:]}"
+        return line.decode().strip()
+
+    def errors(self) -> str:
+        """All that it wrote besides."""
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace")
+
+
+@dataclass
+class Node:
+    """What a test acts on."""
+
+    children: Children
+    http: aiohttp.ClientSession
+    objects: Objects
+    token: str
+    sts: SlowSts
+    canaries: Mapping[str, str]
+    scratch: Path
+    places: Mapping[str, Place]
+    """The network of each client's pods, by the client's name."""
+    addresses: Mapping[str, str]
+    links: Mapping[str, str]
+    """The node's ends of the pods' links."""
+    agent: Agent | None = None
+    flags: Sequence[str] = ()
+
+    async def guard(self, *flags: str) -> None:
+        """Have the agent run with these flags."""
+        if self.agent is None or self.flags != flags:
+            self.flags = flags
+            await self.restart_agent()
+
+    async def restart_agent(self) -> None:
+        """End the agent as a kubelet does, and start another over the same state folder."""
+        if self.agent is not None:
+            await self.agent.child.stop()
+        command = ["env", f"AWS_ENDPOINT_URL_STS=http://{STS}", agent.executable(), "--verbose", "--debug"]
+        state = self.scratch / "agent"
+        state.mkdir(exist_ok=True)
+        self.agent = await agent.start(
+            self.children, self.http, command=[*command, *self.flags], api=API, token=self.token, state=state
+        )
+
+    def log(self) -> list[str]:
+        """The agent's last lines."""
+        return [] if self.agent is None else list(self.agent.child.lines)
+
+    def requests(self) -> list[tuple[str, int]]:
+        """Path and status of each request that the present agent has answered, as far back as it is remembered."""
+        lines = [json.loads(line) for line in self.log() if line.startswith("{")]
+        return [(line["req.path"], line["res.status"]) for line in lines if line["msg"] == "answered"]
+
+    def schedule(self, client: Client, role: str | None) -> None:
+        """Bind a pod of the client to this node, in place of the one before; it has no address yet."""
+        name = client.folder
+        if any(raw["metadata"]["name"] == name for raw in self.objects.list("pods", NAMESPACE)):
+            self.objects.delete("pods", NAMESPACE, name)
+        self.objects.create("pods", NAMESPACE, PodSpec(NAMESPACE, name, role).manifest())
+
+    def give_address(self, client: Client) -> None:
+        """Report the pod's address, as a kubelet does some time after its containers run."""
+        self.objects.patch("pods", NAMESPACE, client.folder, running(self.addresses[client.name]))
+
+    async def run_pod(self, client: Client, role: str | None) -> None:
+        """Schedule a pod and wait until the agent knows it by its address."""
+        self.schedule(client, role)
+        self.give_address(client)
+        await self.known(client, role)
+
+    async def known(self, client: Client, role: str | None) -> None:
+        """Wait until the agent knows that the client's address has this role."""
+        address = self.addresses[client.name]
+        async with asyncio.timeout(PATIENCE):
+            while (await self._roles_by_address()).get(address) != (role or ""):
+                await asyncio.sleep(0.02)
+
+    async def _roles_by_address(self) -> Mapping[str, str]:
+        async with self.http.get(f"http://127.0.0.1:{ADMIN_PORT}/debug/store") as answer:
+            return dict((await answer.json())["rolesByIP"])
+
+    async def warm(self, client: Client, role: str) -> None:
+        """Wait until the agent has credentials of the role at hand for the client's pod."""
+        place = self.places[client.name]
+        async with asyncio.timeout(PATIENCE):
+            while (await asyncio.to_thread(ask, place, f"{LISTING}{role}")).status != 200:
+                await asyncio.sleep(0.02)
+
+    def change_role(self, client: Client, role: str) -> None:
+        """Annotate the client's pod with another role."""
+        self.objects.patch("pods", NAMESPACE, client.folder, {"metadata": {"annotations": {ROLE_KEY: role}}})
+
+    @asynccontextmanager
+    async def program(self, client: Client, **more: str) -> AsyncIterator[Program]:
+        """The client's program in its pod, told a region, where AWS is, and `more`."""
+        env = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.scratch),
+            "LANG": "C.UTF-8",
+            "AWS": str(Path(sys.executable).with_name("aws")),
+            "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_ENDPOINT_URL": ENDPOINT,
+            **more,
+        }
+        command = tied(self.places[client.name].command(*client.command()))
+        with tempfile.TemporaryFile() as errors:
+            process = await asyncio.create_subprocess_exec(
+                *command, env=env, stdin=PIPE, stdout=PIPE, stderr=errors, start_new_session=True
+            )
+            program = Program(process, errors)
+            try:
+                assert await program.line() == "ready"
+                yield program
+            finally:
+                process.kill()
+                await process.wait()
+
+
+@asynccontextmanager
+async def node(scratch: Path, clients: Sequence[Client], roles: Iterable[str]) -> AsyncIterator[Node]:
+    """Build it in this thread's network namespace, with all but the agent; leaving it ends everything."""
+    async with AsyncExitStack() as stack:
+        children = await stack.enter_async_context(Children())
+        http = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)))
+        places = await network.build(children, [client.name for client in clients])
+        await must(places.aws.command("ip", "address", "add", f"{STS}/32", "dev", "lo"))
+        await aws.start(children, places.aws, http)
+        keys = await _accounts(Aws(http), roles)
+        sts = SlowSts(http)
+        await serve(stack, sts.app(), places.aws.listen(STS, 80))
+        own = Secrets.fresh()
+        await serve(stack, MetadataServer(keys, own).app(), places.aws.listen(METADATA, 80))
+        assert await asyncio.to_thread(unguarded, places.pods[0], own.user_data), "else no leak could be seen"
+        objects, token = Objects(), secrets.token_hex(16)
+        await serve(stack, ClusterServer(objects, token).app(), socket.create_server(("127.0.0.1", API_PORT)))
+        metadata = {"name": NAMESPACE, "annotations": {ALLOWED_KEY: '["*"]'}}
+        objects.create("namespaces", "", {"kind": "Namespace", "apiVersion": "v1", "metadata": metadata})
+        yield Node(
+            children=children,
+            http=http,
+            objects=objects,
+            token=token,
+            sts=sts,
+            canaries=canaries(keys, own),
+            scratch=scratch,
+            places={client.name: place for client, place in zip(clients, places.pods, strict=True)},
+            addresses={client.name: network.pod_address(number) for number, client in enumerate(clients)},
+            links={client.name: f"veth{number}" for number, client in enumerate(clients)},
+        )
+
+
+async def _accounts(cloud: Aws, roles: Iterable[str]) -> SessionKeys:
+    """Create the roles, and take the node's own session."""
+    itself = Role(
+        NODE_ROLE_ARN,
+        allow={"sts:AssumeRole": [f"arn:aws:iam::{ACCOUNT}:role/*"]},
+        trust={"Service": ["ec2.amazonaws.com"]},
+    )
+    await cloud.create_role(itself)
+    for name in roles:
+        arn = f"arn:aws:iam::{ACCOUNT}:role/{name}"
+        await cloud.create_role(Role(arn, allow={}, trust={"AWS": [NODE_ROLE_ARN, NODE_SESSION]}))
+    keys = await cloud.assume(itself, INSTANCE, NODE_SESSION_SECONDS)
+    await cloud.enforce()
+    return keys
