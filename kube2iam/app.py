@@ -86,7 +86,8 @@ class Agent:
         """Serve until `stop` is set; raises SettingsError, or an ExceptionGroup if a part fails."""
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self._parts.upstream.aclose)
-            closing.callback(self._parts.source.close)
+            for source in self._parts.sources:
+                closing.callback(source.close)
             await self._listen(closing)
             await self._redirect()
             cluster = await self._connect(closing)
@@ -199,10 +200,10 @@ class Agent:
         """Learn the base ARN and the default role of `--auto-discover-…`; until then nothing is decided."""
         parts, settings = self._parts, self._settings
         await parts.cache.ready.wait()
-        base = await discover_base_arn(parts.upstream, parts.source.caller)
+        base = await discover_base_arn(parts.upstream, parts.sources[0].caller)
         default = settings.default_role
         if settings.auto_discover_default_role:
-            default = str(await discover_default_role(parts.upstream, parts.source.caller))
+            default = str(await discover_default_role(parts.upstream, parts.sources[0].caller))
         log.info("discovered", extra={"base.role.arn": str(base), "default.role": default})
         parts.resolver.policy = replace(parts.resolver.policy, base=base, default_role=default, discovering=False)
         parts.prefetch.changed()

@@ -54,7 +54,9 @@ class Parts:
         self.upstream = Upstream(
             settings.metadata_addr, named=settings.metadata_allow, failed=self.metrics.upstream_failure
         )
-        self.source, self.cache, self.intermediate = self._credentials()
+        self.sources: list[StsSource] = []
+        """The pods' own first; behind it, where there is one, that of the intermediate role."""
+        self.cache, self.intermediate = self._credentials()
         self.reports = Reports()
         self.resolver = Resolver(
             index=self.index, policy=_policy(settings), cache=self.cache, decided=self.reports.decided
@@ -78,23 +80,24 @@ class Parts:
         self.listening = False
         self.warmed = not settings.prefetch
 
-    def _credentials(self) -> tuple[StsSource, CredentialCache, IntermediateRole | None]:
+    def _credentials(self) -> tuple[CredentialCache, IntermediateRole | None]:
         """The way to credentials: straight, or through the role of `--assume-role-arn`."""
         settings, meter = self.settings, self.metrics
         make_source = partial(
             StsSource, region=settings.region, discover_region=partial(discover_region, self.upstream)
         )
-        source = make_source()
-        intermediate = None
+        source, intermediate = make_source(), None
+        self.sources.append(source)
         if settings.assume_role_arn:
             name = expand("{node}", {"node": settings.node_or_host})
             request = AssumeRoleRequest(RoleArn.parse(settings.assume_role_arn), name, _CHAINED)
             intermediate = IntermediateRole(CredentialCache(FittedDurations(source), meter=meter), request)
             source = make_source(signer=intermediate)
+            self.sources.insert(0, source)
         cache = CredentialCache(
             FittedDurations(source), error_ttl=settings.iam_role_error_ttl, meter=meter, failed=self._sts_failed
         )
-        return source, cache, intermediate
+        return cache, intermediate
 
     def _sts_failed(self, request: AssumeRoleRequest, denial: Denial) -> None:
         """Tell every pod that was granted what STS refuses; what is only late or away is no pod's business."""

@@ -59,6 +59,7 @@ class StsSource:
         self._threads = ThreadPoolExecutor(calls, thread_name_prefix="kube2iam-sts")
         self._signing = _Signing()
         self._session: Any = None
+        self._sdk: Any = None
         self._chain: Any = None
         self._long: Any = None
         self._short: Any = None
@@ -118,11 +119,13 @@ class StsSource:
 
     def _import(self) -> str | None:
         """Load the SDK; returns the region that its own settings name."""
-        from botocore.session import Session  # noqa: PLC0415 - a third of a second, after the agent listens
+        import boto3  # noqa: PLC0415 - a third of a second, after the agent listens
+        from botocore.session import Session  # noqa: PLC0415 - as above
 
         self._session = Session()
         self._session.register_component("credential_provider", self._signing)
-        region: str | None = self._session.get_config_variable("region")
+        self._sdk = boto3.Session(botocore_session=self._session)
+        region: str | None = self._sdk.region_name
         return region
 
     def _make_clients(self, region: str) -> None:
@@ -138,7 +141,7 @@ class StsSource:
                 tcp_keepalive=True,
                 user_agent_appid="kube2iam",
             )
-            return self._session.create_client("sts", region_name=region, config=config)
+            return self._sdk.client("sts", region_name=region, config=config)
 
         self._short, self._long = client(SHORT), client(LONG)
 

@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+import secrets
 import signal
 import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ HOST_IP = "10.255.255.1"
 BASE = "arn:aws:iam::123456789012:role/"
 ROLES = "/latest/meta-data/iam/security-credentials/"
 EXECUTABLE = Path(sys.executable).with_name("kube2iam")
+_PORTS = 10_000, 32_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +206,11 @@ async def world(state: Path) -> AsyncIterator[World]:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(listener.getsockname()[1]) for listener in sockets]
-    for listener in sockets:
-        listener.close()
-    return ports
+    """Ports that nobody listens at, below those that the kernel takes for connections in the meantime."""
+    found: set[int] = set()
+    while len(found) < count:
+        port = random.randrange(*_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            found.add(port)
+    return list(found)
