@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ HOST_IP = "10.255.255.1"
 BASE = "arn:aws:iam::123456789012:role/"
 ROLES = "/latest/meta-data/iam/security-credentials/"
 EXECUTABLE = Path(sys.executable).with_name("kube2iam")
-_PORTS = 10_000, 32_000
+_PORTS = range(10_000, 32_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +209,7 @@ def _free_ports(count: int) -> list[int]:
     """Ports that nobody listens at, below those that the kernel takes for connections in the meantime."""
     found: set[int] = set()
     while len(found) < count:
-        port = random.randrange(*_PORTS)
+        port = secrets.choice(_PORTS)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))
             found.add(port)
