@@ -130,11 +130,12 @@ class Dispatch:
         if isinstance(owner, Denial) and not owner.reason.passing:
             raise RefusedError(owner)
         if route.needs_token:
-            if plan.token is None and isinstance(owner, Denial) and target.kind not in _ANYONES:
-                return self._once_known(request, target, route)
-            refusal = self._check_token(request, plan.token)
+            unknown = isinstance(owner, Denial) and target.kind not in _ANYONES
+            refusal = None if unknown and plan.token is None else self._check_token(request, plan.token)
             if refusal is not None:
                 return refusal
+            if unknown:
+                return self._once_known(request, plan)
         answer = route.function(front, request, target)
         if self._hop_limit and target.kind is Kind.TOKEN:
             listen.limit_hops(connection.transport.get_extra_info("socket"), self._hop_limit)
@@ -154,8 +155,8 @@ class Dispatch:
             head.plan = plan
         return plan
 
-    async def _once_known(self, request: Request, target: Target, route: Route) -> Reply:
-        """Answer a request without a token, which the namespace of a pod not known yet may forbid."""
+    async def _once_known(self, request: Request, plan: Plan) -> Reply:
+        """Answer a pod that is not known yet: its token may be another pod's, its namespace may require one."""
         front = self._front
         try:
             request.owner = (await front.resolver.grant(request.address, front.deadline(request))).pod
@@ -163,10 +164,10 @@ class Dispatch:
             request.owner = front.pods.find(request.address)
         if isinstance(request.owner, Denial):
             raise RefusedError(request.owner) from None
-        refusal = self._check_token(request, None)
+        refusal = self._check_token(request, plan.token)
         if refusal is not None:
             return refusal
-        answer = route.function(front, request, target)
+        answer = plan.route.function(front, request, plan.target)
         return answer if isinstance(answer, Reply) else await answer
 
     def _check_token(self, request: Request, token: bytes | None) -> Reply | None:

@@ -56,6 +56,10 @@ class ScriptedResolver:
         self.wake()
         return grant
 
+    def forget(self, address: str) -> None:
+        """Let nobody be known at `address` any more."""
+        del self.grants[address], self.warm_by_address[address]
+
     def give(self, address: str) -> None:
         """Let STS have answered for the pod at `address`."""
         self.warm_by_address[address] = credentials_for(self.grants[address])

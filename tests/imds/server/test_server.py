@@ -278,6 +278,21 @@ class TestTokens:
         assert (await client.reply()).status == 401
         assert port.upstream.asked == []
 
+    async def test_a_token_of_the_addresss_last_pod_is_no_good_to_the_next(self, port: Port) -> None:
+        port.resolver.add(STRANGER, "before")
+        minted = await port.ask(request(TOKEN, f"{TTL}: 60", method="PUT"), STRANGER)
+        port.resolver.forget(STRANGER)
+        client = (await port.connect(STRANGER)).send(request(LIST, f"X-aws-ec2-metadata-token: {minted.body.decode()}"))
+        await until(lambda: port.resolver.waiting == 1)
+        port.resolver.add(STRANGER, "after")
+        assert (await client.reply()).status == 401
+
+    async def test_an_unknown_address_gets_no_value_of_the_real_service(self, port: Port) -> None:
+        minted = await port.ask(request(TOKEN, f"{TTL}: 60", method="PUT"), STRANGER)
+        answer = await port.ask(request(REGION, f"X-aws-ec2-metadata-token: {minted.body.decode()}"), STRANGER)
+        assert answer.status == 503
+        assert port.upstream.asked == []
+
     async def test_hop_limit_of_token_replies(self) -> None:
         async with scripted_port(imdsv2_hop_limit=3) as port:
             client = await port.connect()
