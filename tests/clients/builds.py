@@ -33,6 +33,8 @@ class Client:
     build: tuple[str, ...] = ()
     """The command that builds it, in a copy of its sources; nothing for a script that needs no more."""
     tools: tuple[str, ...] = ()
+    keeps_token: bool = False
+    """Whether its chain uses one IMDSv2 session token for more than one round of requests."""
 
     @property
     def sources(self) -> Path:
@@ -62,7 +64,14 @@ MAVEN = ("mvn", "--quiet", "--batch-mode", "process-classes")
 CLIENTS = (
     Client("boto3", "boto3", run=(sys.executable, "-P", "{here}/whoami.py")),
     Client("AWS CLI", "cli", run=("sh", "{here}/whoami.sh")),
-    Client("Go v2", "go-v2", run=("{here}/whoami",), build=("go", "build", "-o", "whoami", "."), tools=("go",)),
+    Client(
+        "Go v2",
+        "go-v2",
+        run=("{here}/whoami",),
+        build=("go", "build", "-o", "whoami", "."),
+        tools=("go",),
+        keeps_token=True,
+    ),
     Client("JavaScript v3", "js-v3", run=("node", "{here}/whoami.mjs"), build=NPM, tools=("node", "npm")),
     Client("JavaScript v2", "js-v2", run=("node", "{here}/whoami.js"), build=NPM, tools=("node", "npm")),
     Client("Java v2", "java-v2", run=(*JAVA, "WhoAmI"), build=MAVEN, tools=("java", "javac", "mvn")),
@@ -73,6 +82,7 @@ CLIENTS = (
         run=("{here}/target/release/whoami",),
         build=("cargo", "build", "--release", "--locked", "--quiet"),
         tools=("cargo", "cc"),
+        keeps_token=True,
     ),
 )
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 import aiohttp
+import boto3
 from aiohttp import web
 
 from kube2iam.demo import agent, aws, network
@@ -133,7 +134,8 @@ class Program:
         start = time.monotonic()
         self._process.stdin.write(f"{line}\n".encode())
         text = await self.line()
-        return Said(text, time.monotonic() - start)
+        seconds = time.monotonic() - start
+        return Said(await asyncio.to_thread(_vouched, text) if text.startswith("keys ") else text, seconds)
 
     async def line(self) -> str:
         """The next line that it writes."""
@@ -147,6 +149,13 @@ class Program:
         """All that it wrote besides."""
         self._errors.seek(0)
         return self._errors.read().decode(errors="replace")
+
+
+def _vouched(text: str) -> str:
+    """Who STS says the keys in `text` belong to."""
+    _, key, secret, token = text.split()
+    session = boto3.Session(key, secret, token, REGION)
+    return f"ok {session.client('sts', endpoint_url=ENDPOINT).get_caller_identity()['Arn']}"
 
 
 @dataclass
@@ -189,10 +198,11 @@ class Node:
         """The agent's last lines."""
         return [] if self.agent is None else list(self.agent.child.lines)
 
-    def requests(self) -> list[tuple[str, int]]:
-        """Path and status of each request that the present agent has answered, as far back as it is remembered."""
+    def requests(self, client: Client) -> list[tuple[str, int]]:
+        """Path and status of each request of the client that the present agent has answered."""
         lines = [json.loads(line) for line in self.log() if line.startswith("{")]
-        return [(line["req.path"], line["res.status"]) for line in lines if line["msg"] == "answered"]
+        mine = [line for line in lines if line.get("req.remote") == self.addresses[client.name]]
+        return [(line["req.path"], line["res.status"]) for line in mine if line["msg"] == "answered"]
 
     def schedule(self, client: Client, role: str | None) -> None:
         """Bind a pod of the client to this node, in place of the one before; it has no address yet."""
