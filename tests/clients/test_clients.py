@@ -7,9 +7,10 @@ import asyncio
 
 import pytest
 
+from kube2iam.demo.probes import LISTING
 from tests.clients.builds import CLIENTS, Client
-from tests.clients.conftest import Table, role
 from tests.clients.node import FirstPacket, Node, Said
+from tests.clients.results import Table, role
 
 LATE = 0.7
 """Seconds from a pod's first packet until the cluster shows its address."""
@@ -97,6 +98,7 @@ async def test_no_role(node: Node, client: Client, table: Table) -> None:
     assert not said.identity
     assert said.text.startswith("no ")
     assert not [name for name, text in node.canaries.items() if text in everything]
+    assert node.requests(client)[-1] == (LISTING, 404)
     assert said.seconds < OWN_TIME
     table.put(client, "no role", said.seconds)
 
