@@ -4,6 +4,7 @@ The kernel takes namespaces away with their last process, and with them every li
 nothing is left behind however the demo ends.
 """
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -42,6 +43,8 @@ def enter(argv: Sequence[str]) -> None:
         missing.add("nftables")
     if missing:
         raise DemoError(f"missing system packages: apt-get install {' '.join(sorted(missing))}")
+    if importlib.util.find_spec("moto") is None or not Path(sys.executable).with_name("aws").exists():
+        raise DemoError("missing Python packages: pip install 'kube2iam[demo]'")
     prefix = _allowed()
     inside = [sys.executable, "-P", "-m", "kube2iam.demo", f"--outside={network_namespace()}", *argv]
     os.execvp(prefix[0], [*prefix, "--", *inside])  # noqa: S606  # the same program goes on in its own namespaces
