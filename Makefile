@@ -45,7 +45,7 @@ test-clients: env ## The agent against the SDKs of seven languages (needs their 
 
 .PHONY: bench
 bench: env ## Measure it beside a bare aiohttp server
-	@$(BIN)/python tests/bench/bench.py
+	@$(BIN)/python -m tests.bench.bench
 
 .PHONY: fuzz
 fuzz: env ## Feed it nonsense for FUZZ_SECONDS (300)

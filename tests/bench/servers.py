@@ -1,123 +1,29 @@
-"""The servers that bench.py compares: `python servers.py bare|floor|ours PORT`, until SIGTERM."""
+"""What the agent is compared with: `python tests/bench/servers.py bare|floor PORT FOLDER`, until SIGTERM.
+
+Both answer with the bytes that lie in FOLDER, as the agent sent them before.
+"""
 
 import asyncio
 import sys
-import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import httptools
 import uvloop
 from aiohttp import web
 
-from kube2iam.domain.errors import Reason
-from kube2iam.domain.index import PodIndex
-from kube2iam.domain.pod import Namespace, Pod
-from kube2iam.domain.policy import Policy
-from kube2iam.domain.roles import AssumeRoleRequest, Credentials
-from kube2iam.domain.session import SessionShape
-from kube2iam.imds.front import Front
-from kube2iam.imds.listen import listen
-from kube2iam.imds.replies import CredentialReplies, Reply
-from kube2iam.imds.server import Server
-from kube2iam.imds.tokens import SessionTokens
-from kube2iam.resolve import Resolver
-from kube2iam.settings import Settings
+from kube2iam.imds.replies import Reply
 
 ADDRESS = "127.0.0.1"
-INSTANCE_ID = b"i-0123456789abcdef0"
-NOW = int(time.time())
-CREDENTIALS = Credentials("ASIAEXAMPLEEXAMPLE01", "s" * 40, "t" * 720, NOW + 3600, NOW)
+BODIES = ("instance-id", "credentials")
+"""Files of FOLDER: the body of the pass-through, and that of all else."""
 
 
-class Cache:
-    """Credentials that are always at hand."""
-
-    def __init__(self) -> None:
-        self._held: dict[AssumeRoleRequest, Credentials] = {}
-
-    def peek(self, request: AssumeRoleRequest) -> Credentials | None:
-        return self._held.setdefault(request, CREDENTIALS)
-
-    def start(self, request: AssumeRoleRequest) -> None:
-        raise NotImplementedError
-
-    async def get(self, request: AssumeRoleRequest, deadline: float) -> Credentials:
-        raise NotImplementedError
-
-
-class Passed:
-    """The real metadata service, its constants cached."""
-
-    def __init__(self) -> None:
-        self._constants = {"meta-data/instance-id": Reply(200, INSTANCE_ID)}
-
-    def peek(self, path: str) -> Reply | None:
-        return self._constants.get(path)
-
-    async def get(self, path: str, deadline: float | None) -> Reply:
-        raise NotImplementedError
-
-
-class Counts:
-    """Metrics as cheap as ours."""
-
-    def observer(self, handler: str, method: str, code: int) -> Callable[[float], None]:
-        bounds = [0.001 * 2**power for power in range(14)]
-        buckets = [0] * 15
-        total = 0.0
-
-        def observe(seconds: float) -> None:
-            nonlocal total
-            total += seconds
-            for number, bound in enumerate(bounds):
-                if seconds <= bound:
-                    buckets[number] += 1
-                    return
-
-        return observe
-
-    def denied(self, reason: Reason) -> None:
-        raise NotImplementedError
-
-    def without_token(self, namespace: str) -> None:
-        pass
-
-
-async def ours(port: int) -> None:
-    """The pods' port with 110 pods and 300 namespaces."""
-    index = PodIndex()
-    index.replace_namespaces(Namespace(f"ns{number}") for number in range(300))
-    role = {"iam.amazonaws.com/role": "arn:aws:iam::123456789012:role/app"}
-    others = [Pod(f"ns{n}", f"pod{n}", f"uid{n}", 1.0, ips=(f"10.0.0.{n}",), annotations=role) for n in range(1, 110)]
-    index.replace_pods([Pod("ns0", "pod", "uid", 1.0, ips=(ADDRESS,), annotations=role), *others])
-    settings = Settings(node="bench")
-    front = Front(
-        resolver=Resolver(index=index, policy=Policy(SessionShape(node="bench")), cache=Cache()),
-        pods=index,
-        tokens=SessionTokens(Keys()),
-        upstream=Passed(),
-    )
-    server = Server(front, settings, Counts())
-    await server.start(listen(port))
-
-
-class Keys:
-    """One key."""
-
-    def minting(self, now: float) -> bytes:
-        return b"k" * 32
-
-    def find(self, key_id: bytes) -> bytes | None:
-        return b"k" * 32
-
-
-async def bare(port: int) -> None:
+async def bare(port: int, instance_id: bytes, credentials: bytes) -> None:
     """aiohttp's low-level server: the same bytes, no work."""
-    credentials = CredentialReplies().get(CREDENTIALS).body
 
     async def handler(request: web.BaseRequest) -> web.StreamResponse:
-        body = INSTANCE_ID if request.path.endswith("instance-id") else credentials
+        body = instance_id if request.path.endswith("instance-id") else credentials
         return web.Response(body=body, content_type="text/plain", headers={"Server": "EC2ws"})
 
     server = web.Server(handler, access_log=None)
@@ -145,17 +51,17 @@ class Floor(asyncio.Protocol):
             self.transport.close()
 
 
-async def floor(port: int) -> None:
-    """A protocol that does no work."""
-    reply = CredentialReplies().get(CREDENTIALS)
-    Floor.reply, Floor.closing = reply.render(b"Date: x\r\n"), reply.render(b"Connection: close\r\n")
+async def floor(port: int, _instance_id: bytes, credentials: bytes) -> None:
+    """A protocol that does no work: how far down it could go."""
+    reply, date = Reply(200, credentials), b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\n"
+    Floor.reply, Floor.closing = reply.render(date), reply.render(date + b"Connection: close\r\n")
     await asyncio.get_running_loop().create_server(Floor, ADDRESS, port, backlog=4096)
 
 
-async def main(name: str, port: int) -> None:
-    await {"ours": ours, "bare": bare, "floor": floor}[name](port)
+async def main(name: str, port: int, folder: Path) -> None:
+    await {"bare": bare, "floor": floor}[name](port, *((folder / body).read_bytes() for body in BODIES))
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1], int(sys.argv[2])))
+    uvloop.run(main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])))

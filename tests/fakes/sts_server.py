@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer
 _ANSWER = """<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleResult>
 <AssumedRoleUser><AssumedRoleId>AROA:x</AssumedRoleId><Arn>{arn}</Arn></AssumedRoleUser><Credentials>
 <AccessKeyId>ASIA{number:016}</AccessKeyId><SecretAccessKey>secret-{number}</SecretAccessKey>
-<SessionToken>session-{number}</SessionToken><Expiration>{expiration}</Expiration></Credentials>
+<SessionToken>session-{number}{padding}</SessionToken><Expiration>{expiration}</Expiration></Credentials>
 </AssumeRoleResult></AssumeRoleResponse>"""
 _ERROR = "<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>no</Message></Error></ErrorResponse>"
 
@@ -25,6 +25,8 @@ class StsServer:
     delay: float = 0.0
     fault: tuple[int, str] | None = None
     """HTTP status and AWS error code of every answer."""
+    padding: str = ""
+    """Makes session tokens as long as AWS's."""
     url: str = ""
     asked: list[dict[str, str]] = field(default_factory=list)
     """The parameters of every call, in order."""
@@ -39,7 +41,9 @@ class StsServer:
             status, code = self.fault
             return web.Response(status=status, text=_ERROR.format(code=code), content_type="text/xml")
         end = datetime.now(UTC) + timedelta(seconds=int(fields.get("DurationSeconds", "3600")))
-        text = _ANSWER.format(arn=fields["RoleArn"], number=number, expiration=f"{end:%Y-%m-%dT%H:%M:%SZ}")
+        text = _ANSWER.format(
+            arn=fields["RoleArn"], number=number, padding=self.padding, expiration=f"{end:%Y-%m-%dT%H:%M:%SZ}"
+        )
         return web.Response(text=text, content_type="text/xml")
 
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,9 +80,14 @@ class World:
         self.objects.patch("pods", "default", name, change)
 
     @asynccontextmanager
-    async def agent(self, *flags: str, ready: bool = True, **environment: str) -> AsyncIterator["AgentProcess"]:
-        """The agent with `flags` after the usual ones; ended by SIGTERM, when its exit status must be 0."""
-        port, metrics_port = _free_ports(2)
+    async def agent(
+        self, *flags: str, ready: bool = True, under: Sequence[str] = (), **environment: str
+    ) -> AsyncIterator["AgentProcess"]:
+        """The agent with `flags` after the usual ones; ended by SIGTERM, when its exit status must be 0.
+
+        `under` is a command that runs it, such as taskset.
+        """
+        port, metrics_port = free_ports(2)
         arguments = [
             f"--node={NODE}",
             f"--host-ip={HOST_IP}",
@@ -105,7 +110,7 @@ class World:
         }
         begun = time.monotonic()
         process = await asyncio.create_subprocess_exec(
-            EXECUTABLE, *arguments, env=variables, stderr=asyncio.subprocess.PIPE
+            *under, EXECUTABLE, *arguments, env=variables, stderr=asyncio.subprocess.PIPE
         )
         agent = AgentProcess(self, process, port, metrics_port, begun)
         reading = asyncio.create_task(agent.read_log())
@@ -205,7 +210,7 @@ async def world(state: Path) -> AsyncIterator[World]:
             await cluster.close()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that nobody listens at, below those that the kernel takes for connections in the meantime."""
     found: set[int] = set()
     while len(found) < count:
