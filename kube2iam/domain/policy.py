@@ -49,7 +49,7 @@ class Policy:
         return Denial(Reason.NO_ROLE, f"{pod} has no {self.role_key} annotation and there is no default role")
 
     def _needs_namespace(self, pod: Pod) -> bool:
-        restricted = self.restrictions.enforcement is not Enforcement.OFF
+        restricted = self.restrictions.enforcement is Enforcement.ON
         return self.namespace_defaults or restricted or self.shape.needs_namespace(pod)
 
     def _grant(self, role: str, source: str, pod: Pod, namespace: Namespace | None) -> Decision:

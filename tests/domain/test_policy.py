@@ -101,9 +101,10 @@ def test_report_only_grants_and_says_what_would_break() -> None:
     assert isinstance(grant, Grant)
     assert grant.would_deny is not None
     assert grant.would_deny.reason is Reason.NAMESPACE_DENIED
-    allowed = policy.decide(pod(), namespace(allowed='["app"]'))
-    assert isinstance(allowed, Grant)
-    assert allowed.would_deny is None
+    for home in (namespace(allowed='["app"]'), None):
+        allowed = policy.decide(pod(), home)
+        assert isinstance(allowed, Grant)
+        assert allowed.would_deny is None
 
 
 @pytest.mark.parametrize(
