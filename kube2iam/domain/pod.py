@@ -60,7 +60,7 @@ class Pod:
             node=_text(spec, "nodeName"),
             host_ips=tuple(_addresses(status, "hostIP", "hostIPs")),
             ips=tuple(_addresses(status, "podIP", "podIPs")),
-            host_network=spec.get("hostNetwork") is True,
+            host_network=_switch(spec, "hostNetwork"),
             service_account=_text(spec, "serviceAccountName") or "default",
             annotations=_annotations(metadata, keep),
             finished=_text(status, "phase") in {"Succeeded", "Failed"},
@@ -127,6 +127,13 @@ def _text(raw: Mapping[str, Any], field: str, *, required: bool = False) -> str:
     if not isinstance(value, str) or (required and not value):
         raise MalformedObjectError(f"{field} is not a text")
     return value
+
+
+def _switch(raw: Mapping[str, Any], field: str) -> bool:
+    value = raw.get(field)
+    if value is not None and not isinstance(value, bool):
+        raise MalformedObjectError(f"{field} is not true or false")
+    return bool(value)
 
 
 def _time(value: object, field: str) -> float:
