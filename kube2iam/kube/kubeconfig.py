@@ -77,7 +77,8 @@ class _Reader:
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f"line {mark.line + 1}: " if mark else ""
-            raise self._error(f"the file is not YAML: {where}{getattr(error, 'problem', error)}") from None
+            what = " ".join(str(getattr(error, "problem", error)).split())
+            raise self._error(f"the file is not YAML: {where}{what}") from None
         if not isinstance(document, dict) or "clusters" not in document:
             raise self._error("the file is no kubeconfig: expected a mapping with clusters, contexts and users")
         return document

@@ -226,8 +226,9 @@ async def test_a_kubeconfig_that_is_no_use_is_named_with_what_is_wrong(
     path = tmp_path / "kubeconfig"
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ClusterConfigError, match=f"--kubeconfig={path}: .*{expected}"):
+    with pytest.raises(ClusterConfigError, match=f"--kubeconfig={path}: .*{expected}") as raised:
         await ClusterApi.connect(kubeconfig=str(path))
+    assert str(raised.value).isprintable()
 
 
 async def test_a_wrong_certificate_authority_is_named(tmp_path: Path) -> None:
