@@ -22,6 +22,8 @@ CALM_ABOVE = 600.0
 """Seconds of life above which a refresh is in no hurry."""
 WATCH = 30.0
 """Seconds between two looks at the clocks."""
+MOST_ROLES = 1000
+"""Roles whose answers are counted each by itself: there is no end of roles that annotations can name."""
 JUMP = 2.0
 """Seconds that the clocks may drift apart between two looks before it counts as a jump."""
 
@@ -163,7 +165,9 @@ class CredentialCache:
     def _entry(self, request: AssumeRoleRequest) -> Entry:
         entry = self._entries.get(request)
         if entry is None:
-            hits = self._hits.setdefault(str(request.arn), Hits())
+            role = str(request.arn)
+            known = role in self._hits or len(self._hits) < MOST_ROLES
+            hits = self._hits.setdefault(role if known else "other", Hits())
             entry = self._entries[request] = Entry(request, hits)
             self._gate.spacing = min(1.0, 200 / len(self._entries))
         return entry

@@ -8,7 +8,7 @@ import pytest
 
 from kube2iam.domain.errors import Reason, RefusedError
 from kube2iam.domain.roles import AssumeRoleRequest, Credentials
-from kube2iam.sts.cache import CredentialCache
+from kube2iam.sts.cache import MOST_ROLES, CredentialCache
 from kube2iam.sts.errors import Fault, fault
 from kube2iam.sts.freshness import PROMISED
 from kube2iam.sts.gate import CALLS, LONG_CALLS
@@ -585,6 +585,16 @@ class TestWhatOperatorsSee:
             for _ask in range(3):
                 cache.peek(APP)
             assert cache.hits == {str(APP.arn): 3}
+
+    @exact_time
+    async def test_roles_without_end_are_counted_together(self) -> None:
+        async with running(ScriptedSts()) as cache:
+            for many in requests(MOST_ROLES + 5):
+                cache.want([many])
+            await ask(cache)
+            cache.peek(APP)
+            assert len(cache.hits) == MOST_ROLES + 1
+            assert cache.hits["other"] == 1
 
     @exact_time
     async def test_entries_show_state_and_the_last_failure(self) -> None:
