@@ -453,5 +453,7 @@ def _doubts(settings: Settings) -> Iterator[str]:
         yield "--insecure is not used: in a cluster the API server's certificate is always verified"
     if not settings.node:
         yield "--node is not given: every agent watches the pods of the whole cluster (set it from spec.nodeName)"
+    if settings.debug and settings.metrics_port_or_app == settings.app_port:
+        yield "--debug shows nothing: pods reach --app-port, so /debug/store needs another --metrics-port"
     if settings.session_tags and not settings.cluster_name:
         yield "--cluster-name is not given: sessions have no tag eks-cluster-name"

@@ -270,6 +270,8 @@ def test_settings_are_consistent_however_they_are_made() -> None:
         ({"insecure": "true"}, "--insecure"),
         ({}, "--node is not given"),
         ({"session_tags": "true"}, "eks-cluster-name"),
+        ({"debug": "true"}, "--debug shows nothing"),
+        ({"debug": "true", "app_port": "80", "metrics_port": "80"}, "--debug shows nothing"),
     ],
 )
 def test_settings_that_were_probably_not_meant_so(given: dict[str, str], names: str) -> None:
