@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 WARMING = 5.0
 """Seconds that a fresh agent may take to fetch its pods' credentials before it is ready without them."""
 
-Loop = Coroutine[Any, Any, None]
+Loop = Callable[[], Coroutine[Any, Any, None]]
 
 
 def run(settings: Settings) -> int:
@@ -93,7 +93,7 @@ class Agent:
             cluster = await self._connect(closing)
             async with asyncio.TaskGroup() as group:
                 loops = [group.create_task(_for_ever(name, loop)) for name, loop in self._loops(cluster, closing)]
-                loops.extend(group.create_task(once) for once in self._starters())
+                loops.extend(group.create_task(once()) for once in self._starters())
                 await stop.wait()
                 await self._drain()
                 for loop in loops:
@@ -160,18 +160,18 @@ class Agent:
         parts.reports.recorder = recorder = EventRecorder(cluster, node=settings.node_or_host, counters=parts.metrics)
         self._mirror(cluster, closing)
         for reflector in parts.reflectors:
-            yield f"watch of {reflector.resource}", reflector.run()
-        yield "events", recorder.run()
-        yield "credentials", parts.cache.run()
-        yield "token keys", parts.keys.run()
-        yield "health check", parts.instance.run()
-        yield "readiness", announce(self._health)
+            yield f"watch of {reflector.resource}", reflector.run
+        yield "events", recorder.run
+        yield "credentials", parts.cache.run
+        yield "token keys", parts.keys.run
+        yield "health check", parts.instance.run
+        yield "readiness", partial(announce, self._health)
         if parts.intermediate is not None:
-            yield "intermediate role", parts.intermediate.run()
+            yield "intermediate role", parts.intermediate.run
         if settings.prefetch:
-            yield "prefetch", parts.prefetch.run()
+            yield "prefetch", parts.prefetch.run
         if parts.keeper is not None:
-            yield "redirect", parts.keeper.run()
+            yield "redirect", parts.keeper.run
 
     def _mirror(self, cluster: ClusterApi, closing: AsyncExitStack) -> None:
         parts, settings = self._parts, self._settings
@@ -192,9 +192,9 @@ class Agent:
     def _starters(self) -> Iterator[Loop]:
         """What is done once, while the loops already run."""
         if self._parts.resolver.policy.discovering:
-            yield self._discover()
+            yield self._discover
         if self._settings.prefetch:
-            yield self._warm()
+            yield self._warm
 
     async def _discover(self) -> None:
         """Learn the base ARN and the default role of `--auto-discover-…`; until then nothing is decided."""
@@ -223,7 +223,7 @@ class Agent:
 
 
 async def _for_ever(name: str, loop: Loop) -> None:
-    await loop
+    await loop()
     raise RuntimeError(f"the loop {name!r} has ended")
 
 

@@ -20,7 +20,7 @@ def health_of(parts: Parts) -> Health:
             Check("cluster", lambda: None if parts.index.synced else _cluster_trouble(parts) or "listing"),
             Check("sts", lambda: None if parts.cache.ready.is_set() else "the STS client is not made yet"),
             Check("roles", lambda: "still being discovered" if parts.resolver.policy.discovering else None),
-            Check("credentials", lambda: None if parts.warmed else f"{len(parts.cache.missing())} roles to be fetched"),
+            Check("credentials", lambda: None if parts.warmed else _cold(parts)),
             Check("redirect", lambda: _redirect_trouble(parts)),
         ],
         degraded=[
@@ -95,6 +95,12 @@ def _redirect_trouble(parts: Parts) -> str | None:
     if not parts.settings.iptables or (parts.keeper is not None and parts.keeper.present):
         return None
     return (parts.keeper and parts.keeper.last_error) or "the rule is not in the kernel yet"
+
+
+def _cold(parts: Parts) -> str:
+    if not parts.index.synced:
+        return "this node's pods are not known yet"
+    return f"{len(parts.cache.missing())} roles to be fetched"
 
 
 def _late_credentials(parts: Parts) -> str | None:

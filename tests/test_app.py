@@ -43,6 +43,26 @@ async def test_the_order_of_a_start_and_of_a_stop(around: World) -> None:
         assert [message for message in messages if message in order] == order
 
 
+async def test_a_stop_in_the_middle_of_a_start_is_quiet(around: World) -> None:
+    async with around.agent(ready=False) as agent:
+        await agent.heard("listening")
+        assert await agent.stop() == 0
+        await agent.heard("(end)")
+        assert not [line for line in agent.lines if line.get("logger") == "py.warnings"]
+
+
+async def test_a_request_under_way_is_answered_before_the_end(around: World) -> None:
+    around.pod("a", POD)
+    around.sts.delay = 0.4
+    async with around.agent("--prefetch=false") as agent:
+        asking = asyncio.create_task(agent.credentials(POD))
+        async with asyncio.timeout(5):
+            while not around.sts.asked:
+                await asyncio.sleep(0.01)
+        assert await agent.stop() == 0
+        assert (await asking).status == 200
+
+
 async def test_a_pod_known_0_4_s_after_its_request_is_answered_within_1_s(around: World) -> None:
     async with around.agent() as agent:
         asking = asyncio.create_task(agent.ask(POD, ROLES))
@@ -177,6 +197,11 @@ async def test_health_and_metrics_share_the_pods_port_as_upstream_does(around: W
                 assert reply.status == 200
         agent.port = port
         assert (await agent.ask(POD, "/metrics")).status == 404
+        async with around.session.get(f"http://127.0.0.1:{port}/metrics") as reply:
+            counted = (
+                'kube2iam_http_request_duration_seconds_count{code="200",handler="healthHandler",method="GET"} 1.0'
+            )
+            assert counted in await reply.text()
 
 
 async def test_the_store_is_shown_with_debug(around: World) -> None:

@@ -6,6 +6,7 @@ The order of the checks: target, Host, method, the node's own address, session t
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -37,6 +38,7 @@ _NAMES = (b"169.254.169.254", b"[fd00:ec2::254]", b"instance-data", b"instance-d
 _METADATA_HOSTS = frozenset(name + port for name in _NAMES for port in (b"", b":80"))
 _OVER_LIMIT = Denial(Reason.OVER_LIMIT, "more is being asked for than one pod's share of what costs something")
 _ADMIN = Route("adminHandler", lambda _front, _request, _target: replies.empty(404))
+_HEALTH = replace(_ADMIN, handler="healthHandler")
 _CRASHED = Reply(500, closing=True)
 
 
@@ -147,7 +149,7 @@ class Dispatch:
         host = head.headers.get(HOST)
         plan = Plan(
             target=target,
-            route=_ADMIN if target.kind is Kind.ADMIN else ROUTES[target.kind],
+            route=ROUTES.get(target.kind) or (_HEALTH if target.path == "healthz" else _ADMIN),
             at_metadata=host is None or host in _METADATA_HOSTS or host.lower() in _METADATA_HOSTS,
             token=head.headers.get(TOKEN),
         )
