@@ -7,12 +7,15 @@ import logging
 import socket
 import struct
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 log = logging.getLogger(__name__)
 
 METADATA_ADDRESSES = frozenset(("169.254.169.254", "fd00:ec2::254"))
 
 BACKLOG = 4096
+_PICKS = 20
+"""Ports that are tried where any will do: one that is free for IPv4 may be taken for IPv6."""
 _AT_ONCE = 16
 """Connections that asyncio accepts in one turn of its loop, and errors that it logs in one; it calls it a backlog."""
 _RECEIVE_BUFFER = 32 * 1024
@@ -28,6 +31,13 @@ def listen(port: int) -> list[socket.socket]:
 
     Port 0 picks one that is free in both. Raises OSError.
     """
+    for _ in range(_PICKS if port == 0 else 0):
+        with suppress(OSError):
+            return _listen_twice(0)
+    return _listen_twice(port)
+
+
+def _listen_twice(port: int) -> list[socket.socket]:
     sockets = [_listen(socket.AF_INET, "", port)]
     try:
         sockets.append(_listen(socket.AF_INET6, "", sockets[0].getsockname()[1]))

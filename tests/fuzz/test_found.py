@@ -19,7 +19,7 @@ async def test_a_few_inputs_for_each_target(tmp_path: Path) -> None:
     async with pods_port(str(tmp_path)) as port:
         for name, target in targets(port).items():
             _, found = await feed(target, Random(7), list(target.seeds), 0.3)
-            assert found is None, (name, found)
+            assert found is None, (name, found, await fails(target, found))
 
 
 async def test_the_fuzzer_finds_what_is_wrong_and_shortens_it() -> None:
