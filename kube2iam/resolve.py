@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Protocol
 
 from kube2iam.domain.errors import Denial, Reason, RefusedError
@@ -17,6 +17,10 @@ TieBreak = Callable[[str], Awaitable[Pod | None]]
 
 class CredentialCache(Protocol):
     """What the spine needs of the credentials room."""
+
+    @property
+    def ready(self) -> asyncio.Event:
+        """Set once STS can be called."""
 
     def peek(self, request: AssumeRoleRequest) -> Credentials | None:
         """Credentials at hand that are worth giving out, or None."""
@@ -99,9 +103,16 @@ class Resolver:
         """The credentials of `grant` if they are at hand."""
         return self._cache.peek(grant.request)
 
-    def start(self, grant: Grant) -> None:
-        """Begin to fetch the credentials of `grant`, for a pod that will ask for them at once."""
-        self._cache.start(grant.request)
+    async def prepare(self, grant: Grant, deadline: float) -> None:
+        """Have the credentials of `grant` fetched, for a pod that will ask for them at once. Raises nothing.
+
+        Waits for them, but not for an agent that has only just begun and cannot call STS yet.
+        """
+        if not self._cache.ready.is_set():
+            self._cache.start(grant.request)
+            return
+        with suppress(RefusedError):  # what STS says is for the credentials path to tell
+            await self._cache.get(grant.request, deadline)
 
     async def credentials(self, grant: Grant, deadline: float) -> Credentials:
         """The credentials of `grant`; raises RefusedError, at the latest at `deadline`."""

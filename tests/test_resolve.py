@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from kube2iam.domain.arn import BaseArn
-from kube2iam.domain.errors import Denial, RefusedError
+from kube2iam.domain.errors import Denial, Reason, RefusedError, refused
 from kube2iam.domain.index import PodIndex
 from kube2iam.domain.pod import Namespace, Pod
 from kube2iam.domain.policy import Policy
@@ -22,14 +22,19 @@ SOON = 0.05
 class NoCache:
     """Has no credentials and fetches none."""
 
+    def __init__(self) -> None:
+        self.ready = asyncio.Event()
+        self.calls: list[str] = []
+
     def peek(self, request: AssumeRoleRequest) -> Credentials | None:
         return None
 
     def start(self, request: AssumeRoleRequest) -> None:
-        raise NotImplementedError
+        self.calls.append("start")
 
     async def get(self, request: AssumeRoleRequest, deadline: float) -> Credentials:
-        raise NotImplementedError
+        self.calls.append("get")
+        raise refused(Reason.STS_REFUSED, "scripted")
 
 
 def pod(uid: str = "a", role: str = "app", **fields: object) -> Pod:
@@ -191,3 +196,14 @@ def test_denials_are_heard_of_too(index: PodIndex) -> None:
             spine.peek(ADDRESS)
     (denial,) = heard
     assert isinstance(denial, Denial)
+
+
+async def test_credentials_are_prepared_without_waiting_for_an_agent_that_has_only_just_begun(index: PodIndex) -> None:
+    index.upsert_pod(pod())
+    cache = NoCache()
+    spine = Resolver(index=index, policy=POLICY, cache=cache)
+    await spine.prepare(spine.peek(ADDRESS), after(1))
+    assert cache.calls == ["start"]
+    cache.ready.set()
+    await spine.prepare(spine.peek(ADDRESS), after(1))
+    assert cache.calls == ["start", "get"]

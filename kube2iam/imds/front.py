@@ -102,8 +102,8 @@ class Resolver(Protocol):
     def warm(self, grant: Grant) -> Credentials | None:
         """Credentials that are at hand."""
 
-    def start(self, grant: Grant) -> None:
-        """Begin to fetch the credentials, for nobody in particular."""
+    async def prepare(self, grant: Grant, deadline: float) -> None:
+        """Have the credentials fetched and wait for them as far as that makes sense; raises nothing."""
 
     async def credentials(self, grant: Grant, deadline: float) -> Credentials:
         """The credentials, waited for; raises RefusedError."""

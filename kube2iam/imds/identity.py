@@ -6,7 +6,6 @@ credentials has borne twice the hold of a cold STS without an error.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 
 from kube2iam.domain.errors import Reason, RefusedError, refused
 from kube2iam.domain.pod import Pod
@@ -72,8 +71,7 @@ async def _granted_held(front: Front, request: Request, render: Callable[[Grant]
 async def _roles_held(front: Front, request: Request) -> Reply:
     resolver, deadline = front.resolver, front.deadline(request)
     grant = await resolver.grant(request.address, deadline)
-    with suppress(RefusedError):  # what STS says is for the credentials path to tell
-        await resolver.credentials(grant, deadline)
+    await resolver.prepare(grant, deadline)
     return replies.role_listing((await resolver.grant(request.address, deadline)).arn.name)
 
 

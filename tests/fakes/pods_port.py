@@ -67,6 +67,12 @@ def credentials_of(role: str, *, issued: int = 1_700_000_000) -> Credentials:
     return Credentials(f"ASIA{key}", f"secret-of-{role}", f"token-of-{role}", issued + 3600, issued)
 
 
+def _set() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass(slots=True)
 class ScriptedCredentials:
     """The credential cache, as told: warm, or a reason why not. STS_PENDING waits until the deadline."""
@@ -74,6 +80,7 @@ class ScriptedCredentials:
     warm: bool = True
     refusal: Reason | None = None
     started: list[str] = field(default_factory=list)
+    ready: asyncio.Event = field(default_factory=_set)
 
     def peek(self, request: AssumeRoleRequest) -> Credentials | None:
         return credentials_of(request.arn.name) if self.warm else None

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 from kube2iam.domain.arn import RoleArn
@@ -99,11 +100,12 @@ class ScriptedResolver:
     def warm(self, grant: Grant) -> Credentials | None:
         return self.warm_by_address.get(grant.pod.ips[0])
 
-    def start(self, grant: Grant) -> None:
-        self.asked.append(str(grant.arn))
+    async def prepare(self, grant: Grant, deadline: float) -> None:
+        with suppress(RefusedError):
+            await self.credentials(grant, deadline)
 
     async def credentials(self, grant: Grant, deadline: float) -> Credentials:
-        self.start(grant)
+        self.asked.append(str(grant.arn))
         address = grant.pod.ips[0]
         while True:
             if address in self.refusals:
