@@ -67,7 +67,7 @@ async def measure(rounds: int, idle: float, *, legacy: bool) -> dict[str, float]
         await _rest(around, found, idle)
         if legacy:
             async with around.agent("--prefetch=false", "--iptables", "--redirect-backend=legacy") as agent:
-                await _ask_for_all(agent)
+                await ask_for_all(agent)
                 found[LEGACY].append(agent.resident_mib)
     return {name: median(values) for name, values in found.items()}
 
@@ -84,7 +84,7 @@ async def _start(around: World, found: defaultdict[str, list[float]]) -> None:
 async def _rest(around: World, found: defaultdict[str, list[float]], idle: float) -> None:
     async with around.agent("--prefetch=false") as agent:
         found[BEFORE].append(agent.resident_mib)
-        await _ask_for_all(agent)
+        await ask_for_all(agent)
         found[WARM].append(agent.resident_mib)
         before = _processor_seconds(agent)
         await asyncio.sleep(idle)
@@ -102,7 +102,7 @@ async def _first_listing(agent: AgentProcess) -> None:
             return
 
 
-async def _ask_for_all(agent: AgentProcess) -> None:
+async def ask_for_all(agent: AgentProcess) -> None:
     """Each pod asks until it has its credentials."""
 
     async def ask(number: int, address: str) -> None:
