@@ -57,7 +57,7 @@ class RequestReader:
 
     def _begin(self) -> None:
         self.bytes = 0
-        """How many bytes of the current request have come; 0 between requests."""
+        """How many bytes of the current request have come, not counting a piece that ended another; 0 between them."""
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._fields = 0
@@ -90,6 +90,10 @@ class RequestReader:
         self._parser = None
 
     # What httptools says
+
+    def on_message_begin(self) -> None:
+        """See that a request has begun, also in the bytes that ended the one before it."""
+        self.bytes = self.bytes or 1
 
     def on_url(self, part: bytes) -> None:
         """Take a piece of the request target."""

@@ -153,6 +153,19 @@ class TestOrder:
         assert (await client.reply()).body == b"app"
         assert await client.gone()
 
+    async def test_a_beginning_is_not_forgotten_for_bytes_that_are_known(self, port: Port) -> None:
+        client = await port.connect()
+        await client.ask(request(LIST))  # remembered from now on
+        await client.ask(request(LIST) + b"GET /latest/user-data HTTP/1.1\r\nX: ")
+        assert (await client.ask(request(LIST))).status == 404
+
+    async def test_bytes_beyond_a_request_are_not_remembered_with_it(self, port: Port) -> None:
+        whole, begun, rest = request(LIST), b"GET /latest/us", b"er-data HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n"
+        for source, body in ((POD, b"app"), (OTHER, b"other-role")):
+            client = await port.connect(source)
+            assert (await client.ask(whole + begun)).body == body
+            assert (await client.ask(rest)).status == 404
+
     async def test_a_request_in_single_bytes(self, port: Port) -> None:
         client = await port.connect()
         for byte in request(LIST) + request(CREDENTIALS):
