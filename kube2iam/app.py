@@ -63,7 +63,6 @@ async def _serve(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    log.info("starting", extra={"version": __version__, "commit": COMMIT})
     await Agent(Parts(settings)).run(stop)
     log.info("stopped")
 
@@ -82,14 +81,27 @@ class Agent:
             self._pages |= checks.debug_pages_of(parts)
         checks.add_gauges(parts, self._health, self._server.limits)
 
+    async def _check(self) -> None:
+        """Raise SettingsError for what can't be used here, before anything is touched; choose the backend."""
+        settings = self._settings
+        try:
+            ClusterApi.check(kubeconfig=settings.kubeconfig, api_server=settings.api_server)
+            if settings.iptables:
+                self._parts.keeper = await self._keeper()
+        except (ClusterConfigError, RedirectError) as error:
+            raise SettingsError(str(error)) from None
+
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set; raises SettingsError, or an ExceptionGroup if a part fails."""
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self._parts.upstream.aclose)
             for source in self._parts.sources:
                 closing.callback(source.close)
+            await self._check()
+            log.info("starting", extra={"version": __version__, "commit": COMMIT})
             await self._listen(closing)
-            await self._redirect()
+            if self._parts.keeper is not None:  # from here on pods reach the agent, or nobody
+                await self._parts.keeper.ensure()
             cluster = await self._connect(closing)
             async with asyncio.TaskGroup() as group:
                 loops = [group.create_task(_for_ever(name, loop)) for name, loop in self._loops(cluster, closing)]
@@ -121,24 +133,17 @@ class Agent:
         self._parts.listening = True
         log.info("listening", extra={"port": settings.app_port, "metrics.port": settings.metrics_port_or_app})
 
-    async def _redirect(self) -> None:
-        """From here on the node is closed: what pods ask reaches the agent, or nobody."""
-        settings = self._settings
-        if not settings.iptables:
-            return
-        try:
-            rule = RedirectRule.of(settings.host_ip, settings.app_port, settings.host_interface)
-            backend = await choose(settings.redirect_backend)
-        except RedirectError as error:
-            raise SettingsError(str(error)) from None
-        self._parts.keeper = RedirectKeeper(
+    async def _keeper(self) -> RedirectKeeper:
+        settings, parts = self._settings, self._parts
+        rule = RedirectRule.of(settings.host_ip, settings.app_port, settings.host_interface)
+        backend = await choose(settings.redirect_backend)
+        return RedirectKeeper(
             backend,
-            follow(rule, self._parts.index.addresses),
+            follow(rule, parts.index.addresses),
             period=settings.redirect_check_period,
-            metrics=self._parts.metrics,
+            metrics=parts.metrics,
             leftovers=others(backend),
         )
-        await self._parts.keeper.ensure()
 
     async def _connect(self, closing: AsyncExitStack) -> ClusterApi:
         settings = self._settings

@@ -6,9 +6,11 @@
 import difflib
 import logging
 import os
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NoReturn
 
 from kube2iam import __version__, logs, manual, parse
 from kube2iam._build import COMMIT, DATE
@@ -62,10 +64,16 @@ def _agent(words: list[str], environment: Mapping[str, str]) -> int:
     logs.configure(settings)
     for sentence in (*settings.cautions(), *unknown_variables(environment)):
         log.warning("%s", sentence)
+    signal.signal(signal.SIGTERM, _leave)  # the container's first process ignores a signal that it has no handler for
     # Imported here because it takes a moment: --help and a wrong flag are answered at once.
     from kube2iam import app  # noqa: PLC0415
 
     return app.run(settings)
+
+
+def _leave(_number: int, _frame: object) -> NoReturn:
+    """End before the agent has begun; from then on it has handlers of its own."""
+    raise SystemExit(0)
 
 
 def _demo(words: list[str], _environment: Mapping[str, str]) -> int:

@@ -257,10 +257,12 @@ async def test_an_intermediate_role_is_assumed_first(around: World) -> None:
         (["--kubeconfig=/nowhere/config"], "--kubeconfig=/nowhere/config"),
         (["--app-port=0x50"], "--app-port"),
         (["--app-port=18999"], "give --kubeconfig or --api-server"),
+        (["--api-server=https://"], "--api-server"),
+        (["--api-server=http://127.0.0.1:9", "--iptables", "--host-ip=10.0.0.1", "--redirect-backend=nft"], "nft"),
     ],
 )
 async def test_what_it_cannot_run_with_is_one_line_and_status_2(flags: list[str], named: str, tmp_path: Path) -> None:
-    arguments = [*flags, "--log-level=error", f"--state-dir={tmp_path}"]
+    arguments = [*flags, "--node=n1", f"--state-dir={tmp_path}"]
     process = await asyncio.create_subprocess_exec(
         EXECUTABLE, *arguments, env={"PATH": "/usr/bin"}, stderr=asyncio.subprocess.PIPE
     )
@@ -269,6 +271,13 @@ async def test_what_it_cannot_run_with_is_one_line_and_status_2(flags: list[str]
     assert process.returncode == 2
     assert len(lines) == 1, lines
     assert named in lines[0]
+
+
+async def test_a_signal_in_the_middle_of_the_start_ends_it_well(around: World) -> None:
+    async with around.agent(ready=False) as agent:
+        await agent.said.wait()  # the caution about --api-token: nothing else has begun
+        assert await agent.stop() == 0
+        assert not any("Traceback" in line["msg"] for line in agent.lines)
 
 
 async def test_a_port_that_is_taken_is_named(around: World) -> None:

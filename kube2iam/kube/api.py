@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where the kubelet puts a pod's token and the cluster's certificate authority."""
 
+_HOST = "KUBERNETES_SERVICE_HOST"
 _BEARER = "BearerToken"
 
 
@@ -69,6 +70,24 @@ class ClusterApi:
         if tokens:
             _authenticate(configuration, tokens)
         return cls(_client(configuration, said), tokens)
+
+    @staticmethod
+    def check(
+        *,
+        kubeconfig: str = "",
+        api_server: str = "",
+        environ: Mapping[str, str] = os.environ,
+        service_account: Path = SERVICE_ACCOUNT,
+    ) -> None:
+        """Raise ClusterConfigError for what `connect` can't use, as far as that can be told at once."""
+        if kubeconfig:
+            read_kubeconfig(kubeconfig)
+        elif api_server:
+            _check_server(api_server)
+        elif not environ.get(_HOST):
+            raise _no_service_account(f"{_HOST} is not set")
+        elif not (service_account / "token").is_file():
+            raise _no_service_account(f"there is no {service_account / 'token'}")
 
     async def request(
         self,
@@ -142,7 +161,7 @@ async def _from_kubeconfig(path: str, *, insecure: bool) -> tuple["Configuration
     return configuration, FileTokens(context.token_file) if context.token_file else None
 
 
-def _plain(server: str, token: str, *, insecure: bool) -> "Configuration":
+def _check_server(server: str) -> None:
     try:
         parts = urlsplit(server)
         usable = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
@@ -150,6 +169,10 @@ def _plain(server: str, token: str, *, insecure: bool) -> "Configuration":
         usable = False
     if not usable:
         raise ClusterConfigError(f"--api-server={server}: expected http://host[:port] or https://host[:port]")
+
+
+def _plain(server: str, token: str, *, insecure: bool) -> "Configuration":
+    _check_server(server)
     configuration = _configuration()
     configuration.host = server.rstrip("/")
     configuration.verify_ssl = not insecure
@@ -171,10 +194,14 @@ def _in_cluster(environ: Mapping[str, str], folder: Path) -> "Configuration":
     try:
         loader.load_and_set(configuration)
     except (config.ConfigException, OSError) as error:
-        raise ClusterConfigError(
-            f"this is no pod with a service account ({error}); outside a cluster give --kubeconfig or --api-server"
-        ) from None
+        raise _no_service_account(str(error)) from None
     return configuration
+
+
+def _no_service_account(why: str) -> ClusterConfigError:
+    return ClusterConfigError(
+        f"this is no pod with a service account ({why}); outside a cluster give --kubeconfig or --api-server"
+    )
 
 
 def _authenticate(configuration: "Configuration", tokens: TokenSource) -> None:
