@@ -1,10 +1,12 @@
 """Whose keys the calls to STS are signed with: the agent's own, unless there is an intermediate role."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 _SLOW = 0.25
@@ -34,7 +36,7 @@ class Signer(Protocol):
 
 
 class OwnKeys:
-    """The agent's own keys, loaded and refreshed in one thread of their own.
+    """The agent's own keys, loaded and refreshed in a thread of their own, one at a time.
 
     A refresh that is slow delays nobody while there are keys from before: AWS says when those are too old.
     """
@@ -43,7 +45,6 @@ class OwnKeys:
         """`load(anew)` blocks, and raises StsError; `anew` goes through the whole chain again."""
         self._load = load
         self._monotonic = monotonic
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kube2iam-keys")
         self._loading: asyncio.Future[Keys] | None = None
         self._last: Keys | None = None
         self._anew = True
@@ -52,7 +53,7 @@ class OwnKeys:
     async def keys(self) -> Keys:
         """The keys at present; concurrent callers share one load."""
         if self._loading is None:
-            self._loading = asyncio.get_running_loop().run_in_executor(self._thread, self._load, self._anew)
+            self._loading = self._begin()
             self._loading.add_done_callback(self._loaded)
         loading = self._loading
         await asyncio.wait({loading}, timeout=_SLOW if self._last else None)
@@ -71,12 +72,34 @@ class OwnKeys:
             self._anew = True
         return True
 
-    def close(self) -> None:
-        """Wait for nothing."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+    def _begin(self) -> asyncio.Future[Keys]:
+        """Load in a thread that nobody waits for at exit: a chain that hangs may do so for minutes."""
+        loop = asyncio.get_running_loop()
+        loading: asyncio.Future[Keys] = loop.create_future()
+        anew = self._anew
+
+        def load() -> None:
+            try:
+                tell = partial(_tell, loading, keys=self._load(anew))
+            except Exception as error:  # noqa: BLE001 - it is raised where the keys are waited for
+                tell = partial(_tell, loading, error=error)
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(tell)
+
+        threading.Thread(target=load, name="kube2iam-keys", daemon=True).start()
+        return loading
 
     def _loaded(self, loading: asyncio.Future[Keys]) -> None:
         self._loading = None
         if not loading.cancelled() and loading.exception() is None:
             self._last = loading.result()
             self._anew = False
+
+
+def _tell(loading: asyncio.Future[Keys], *, keys: Keys | None = None, error: Exception | None = None) -> None:
+    if loading.done():
+        return
+    if keys is not None:
+        loading.set_result(keys)
+    elif error is not None:
+        loading.set_exception(error)

@@ -30,6 +30,8 @@ _CONNECT = 2.0
 _SPARE = 1.0
 """Seconds that a busy node gets on top of `SHORT`, which is the SDK's own time-out then: an answer that lies in the
 socket is not thrown away because the thread comes late."""
+_KEYS_WITHIN = 0.9
+"""Of the time for a call, the part in which its keys must be there."""
 _SKEW = 900.0
 """Seconds by which AWS's clock may differ from ours and still be believed."""
 
@@ -83,8 +85,9 @@ class StsSource:
     async def fetch(self, request: AssumeRoleRequest, patience: float) -> Credentials:
         """A new session, within `patience` seconds; raises StsError."""
         try:
-            async with asyncio.timeout(patience if patience > SHORT else patience + _SPARE):
-                return await self._signed(lambda: self._assume(request, patience))
+            seconds = patience if patience > SHORT else patience + _SPARE
+            async with asyncio.timeout(seconds):
+                return await self._signed(lambda: self._assume(request, patience), seconds)
         except TimeoutError:
             raise StsError(fault(TIMEOUT, detail=_host(self.endpoint))) from None
 
@@ -92,7 +95,9 @@ class StsSource:
         """The ARN of whoever the calls are signed by; raises StsError."""
         try:
             async with asyncio.timeout(LONG):
-                return await self._signed(lambda: self._guarded(lambda: str(self._long.get_caller_identity()["Arn"])))
+                return await self._signed(
+                    lambda: self._guarded(lambda: str(self._long.get_caller_identity()["Arn"])), LONG
+                )
         except TimeoutError:
             raise StsError(fault(TIMEOUT, detail=_host(self.endpoint))) from None
 
@@ -100,20 +105,27 @@ class StsSource:
         """Wait for nothing that is out; keep nothing open."""
         for client in filter(None, (self._short, self._long)):
             client.close()
-        self._own.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _signed(self, call: Callable[[], T]) -> T:
+    async def _signed(self, call: Callable[[], T], seconds: float) -> T:
         """`call` in a thread, signed with the present keys; once more if AWS refuses these and there are others."""
         loop = asyncio.get_running_loop()
-        keys = self._signing.keys = await self._signer.keys()
+        keys = self._signing.keys = await self._keys(seconds)
         try:
             return await loop.run_in_executor(self._threads, call)
         except StsError as error:
             if error.fault.kind is not Kind.NODE or not self._signer.distrust(keys):
                 raise
-        self._signing.keys = await self._signer.keys()
+        self._signing.keys = await self._keys(seconds)
         return await loop.run_in_executor(self._threads, call)
+
+    async def _keys(self, seconds: float) -> Keys:
+        """The present keys. Not to have them in time is the node's trouble, not that of STS, which was not asked."""
+        try:
+            async with asyncio.timeout(_KEYS_WITHIN * seconds):
+                return await self._signer.keys()
+        except TimeoutError:
+            raise StsError(fault("CredentialRetrievalError", detail="their source does not answer")) from None
 
     # What follows runs in threads.
 

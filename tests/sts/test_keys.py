@@ -1,6 +1,8 @@
 """The agent's own keys, with a chain that a test holds in its hand."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -39,7 +41,6 @@ async def test_concurrent_callers_share_one_load(chain: Chain) -> None:
     assert chain.loads == [True]
     assert await own.keys() == OLD
     assert chain.loads == [True, False], "the chain is gone through once"
-    own.close()
 
 
 async def test_a_slow_refresh_delays_nobody(chain: Chain) -> None:
@@ -51,7 +52,6 @@ async def test_a_slow_refresh_delays_nobody(chain: Chain) -> None:
     chain.open.set()
     while await own.keys() == OLD:
         await asyncio.sleep(0)
-    own.close()
 
 
 async def test_the_first_load_is_waited_for(chain: Chain) -> None:
@@ -62,7 +62,6 @@ async def test_the_first_load_is_waited_for(chain: Chain) -> None:
     assert not waiting.done()
     chain.open.set()
     assert await waiting == OLD
-    own.close()
 
 
 async def test_a_caller_that_gives_up_ends_nothing(chain: Chain) -> None:
@@ -74,7 +73,22 @@ async def test_a_caller_that_gives_up_ends_nothing(chain: Chain) -> None:
     chain.open.set()
     assert await own.keys() == OLD
     assert chain.loads[0] is True
-    own.close()
+
+
+def test_a_chain_that_hangs_delays_no_exit() -> None:
+    code = """
+import asyncio, contextlib, threading
+from kube2iam.sts.keys import OwnKeys
+
+async def main():
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await OwnKeys(lambda anew: threading.Event().wait(600)).keys()
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stderr == ""
 
 
 async def test_failure_is_told_and_tried_again(chain: Chain) -> None:
@@ -84,7 +98,6 @@ async def test_failure_is_told_and_tried_again(chain: Chain) -> None:
         await own.keys()
     chain.answer = OLD
     assert await own.keys() == OLD
-    own.close()
 
 
 async def test_distrust_loads_anew_but_not_for_every_call(chain: Chain) -> None:
@@ -99,7 +112,6 @@ async def test_distrust_loads_anew_but_not_for_every_call(chain: Chain) -> None:
     assert not own.distrust(NEW), "too soon after the last time"
     now += 6
     assert own.distrust(NEW)
-    own.close()
 
 
 def test_secrets_do_not_show() -> None:

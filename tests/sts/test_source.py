@@ -19,6 +19,7 @@ from kube2iam.domain.errors import Reason
 from kube2iam.sts.cache import CredentialCache
 from kube2iam.sts.errors import Kind, StsError
 from kube2iam.sts.intermediate import IntermediateRole
+from kube2iam.sts.keys import Keys
 from kube2iam.sts.source import StsSource
 from tests.fakes.aws import Answer, Form, HttpSts, granted, http_sts, moto_sts, refusal, use_keys
 from tests.fakes.certificates import Authority
@@ -301,6 +302,21 @@ class TestOwnKeys:
                 with pytest.raises(StsError):
                     await source.fetch(APP, 5)
         assert len(sts.forms) == 6
+
+    async def test_a_source_that_does_not_answer_is_the_nodes_trouble(self, sts: HttpSts) -> None:
+        class Silent:
+            async def keys(self) -> Keys:
+                await asyncio.Event().wait()
+                raise AssertionError("nobody set it")
+
+            def distrust(self, keys: Keys) -> bool:
+                return keys.token is None
+
+        async with opened(signer=Silent()) as source:
+            with pytest.raises(StsError, match="cannot be loaded") as raised:
+                await source.fetch(APP, 0.1)
+        assert raised.value.fault.kind is Kind.NODE
+        assert sts.forms == []
 
 
 class TestIntermediateRole:
