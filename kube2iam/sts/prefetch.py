@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
+from kube2iam.domain.errors import Denial, Reason
 from kube2iam.domain.pod import Pod
 from kube2iam.domain.roles import AssumeRoleRequest, Decision, Grant
 
@@ -41,7 +42,7 @@ class Prefetch:
         self._cache = cache
         self._changed = asyncio.Event()
         self.primed = asyncio.Event()
-        """The cache has been told once, from a complete index."""
+        """The cache has been told once, from a complete index and by an agent that can decide."""
 
     def changed(self) -> None:
         """Something that decisions depend on is different."""
@@ -57,11 +58,12 @@ class Prefetch:
                 await asyncio.sleep(DEBOUNCE)
                 self._changed.clear()
                 if self._index.synced:
-                    self._cache.want(self._requests())
-                    self.primed.set()
+                    self._look()
         finally:
             unsubscribe()
 
-    def _requests(self) -> list[AssumeRoleRequest]:
+    def _look(self) -> None:
         decisions = [self._decide(pod) for pod in self._index.pods()]
-        return [decision.request for decision in decisions if isinstance(decision, Grant)]
+        self._cache.want(decision.request for decision in decisions if isinstance(decision, Grant))
+        if not any(isinstance(decision, Denial) and decision.reason is Reason.NOT_READY for decision in decisions):
+            self.primed.set()

@@ -103,6 +103,22 @@ async def test_nothing_is_told_from_half_an_index() -> None:
 
 
 @exact_time
+async def test_an_agent_that_cannot_decide_yet_is_not_primed() -> None:
+    index, wanted = Index([pod("a")]), Wanted()
+    decisions: list[Decision] = [Denial(Reason.NOT_READY, "still being discovered")]
+    prefetch = Prefetch(index, lambda _pod: decisions[-1], wanted)
+    task = asyncio.create_task(prefetch.run())
+    await asyncio.sleep(1)
+    assert not prefetch.primed.is_set()
+    decisions.append(decide(pod("a")))
+    prefetch.changed()
+    await prefetch.primed.wait()
+    assert wanted.told[-1] == {request("a")}
+    task.cancel()
+    await asyncio.wait({task})
+
+
+@exact_time
 async def test_it_lets_go_of_the_index_at_its_end() -> None:
     index = Index()
     async with running(index, Wanted()) as prefetch:
