@@ -56,10 +56,16 @@ class FittedDurations:
             return await self._search(request, error.fault, patience)
 
     async def _search(self, request: AssumeRoleRequest, fault: Fault, patience: float) -> Credentials:
-        """Halve what lies between allowed and refused; when `patience` runs out, what is known must do for now."""
+        """Halve what lies between allowed and refused; when `patience` runs out, what is known must do for now.
+
+        The next refresh goes on from there.
+        """
         loop = asyncio.get_running_loop()
         give_up = loop.time() + patience / 2
-        limits = self._limits[str(request.arn)] = _narrow(_Limits(ALWAYS_ALLOWED, request.duration), fault)
+        known = self._limits.get(str(request.arn), _Limits(ALWAYS_ALLOWED, request.duration))
+        allowed = known.allowed if known.allowed < request.duration else ALWAYS_ALLOWED
+        limits = _narrow(_Limits(allowed, min(known.refused, request.duration)), fault)
+        self._limits[str(request.arn)] = limits
         best: Credentials | None = None
         while not limits.found and loop.time() < give_up:
             length = (limits.allowed + limits.refused) // 2 // STEP * STEP
@@ -70,7 +76,8 @@ class FittedDurations:
                 if not _too_long(error.fault, request):
                     raise
                 limits.refused = length
-        _say(request, limits)
+        if limits.found:
+            _say(request, limits)
         return best or await self._source.fetch(replace(request, duration=limits.allowed), patience)
 
 

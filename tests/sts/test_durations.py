@@ -73,6 +73,27 @@ async def test_a_slow_search_ends_in_time_and_gives_what_is_known() -> None:
 
 
 @exact_time
+async def test_a_slow_search_goes_on_at_the_next_refresh_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    sts = role_that_allows(14_400)
+    sts.delay = lambda _request: 1.0
+    source = FittedDurations(sts)
+    with caplog.at_level(logging.WARNING):
+        lives = [await life(source, request(duration=43_200)) for _refresh in range(8)]
+    assert 14_340 < lives[-1] <= 14_400
+    (record,) = caplog.records
+    assert vars(record)["sts.allowed"] == lives[-1]
+
+
+@exact_time
+async def test_a_role_that_allows_less_than_before_is_searched_anew() -> None:
+    sts = role_that_allows(14_400)
+    source = FittedDurations(sts)
+    await life(source, request(duration=43_200))
+    sts.script = role_that_allows(7200).script
+    assert 7140 < await life(source, request(duration=43_200)) <= 7200
+
+
+@exact_time
 async def test_any_other_refusal_is_passed_on() -> None:
     source = FittedDurations(ScriptedSts(script=lambda _request: fault("AccessDenied")))
     with pytest.raises(StsError, match="AccessDenied"):
