@@ -9,6 +9,7 @@ from kube2iam.admin.metrics import CONTENT_TYPE
 from kube2iam.admin.server import Pages
 from kube2iam.admin.store import store_page
 from kube2iam.compose import Parts
+from kube2iam.domain.errors import Reason
 from kube2iam.imds.limits import PodLimits
 
 
@@ -25,7 +26,8 @@ def health_of(parts: Parts) -> Health:
         ],
         degraded=[
             Check("cluster", lambda: _cluster_trouble(parts)),
-            Check("sts", lambda: None if parts.cache.trouble is None else parts.cache.trouble.explanation),
+            Check("sts", lambda: _sts_trouble(parts, Reason.STS_UNAVAILABLE)),
+            Check("node-credentials", lambda: _sts_trouble(parts, Reason.NODE_CREDENTIALS)),
             Check("credentials", lambda: _late_credentials(parts)),
             Check("metadata", lambda: parts.instance.problem),
         ],
@@ -89,6 +91,11 @@ def _silence(parts: Parts) -> dict[tuple[str, ...], float]:
 
 def _cluster_trouble(parts: Parts) -> str | None:
     return next((reflector.trouble for reflector in parts.reflectors if reflector.trouble), None)
+
+
+def _sts_trouble(parts: Parts, reason: Reason) -> str | None:
+    trouble = parts.cache.trouble
+    return trouble.explanation if trouble is not None and trouble.reason is reason else None
 
 
 def _redirect_trouble(parts: Parts) -> str | None:

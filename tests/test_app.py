@@ -149,6 +149,19 @@ async def test_sts_away_is_not_the_agents_fault(around: World) -> None:
         assert "[!]credentials degraded" in text
 
 
+async def test_the_nodes_own_credentials_are_named_and_no_pod_is_blamed(around: World) -> None:
+    around.pod("a", POD)
+    around.sts.fault = (403, "ExpiredToken")
+    async with around.agent(ready=False) as agent:
+        await agent.heard("ready", within=15)
+        answer = await agent.credentials(POD)
+        assert (answer.status, answer.reason, answer.body) == (500, "node-credentials", b"")
+        assert "[!]node-credentials degraded: ExpiredToken: the agent's own" in (await agent.page("/readyz?verbose"))[1]
+        assert 'kube2iam_degraded{cause="node-credentials"} 1.0' in (await agent.page("/metrics"))[1]
+        assert (await agent.heard("role session not obtained"))["level"] == "error"
+        assert around.objects.list("events") == []
+
+
 async def test_a_refusal_of_sts_is_told_to_the_pod_and_as_an_event(around: World) -> None:
     around.pod("a", POD)
     around.sts.fault = (403, "AccessDenied")

@@ -27,7 +27,12 @@ class Breaker:
         self._answers = 0
         self._failed_at: dict[Hashable, int] = {}
         self._own: set[Hashable] = set()
-        self._failing: set[Hashable] = set()
+        self._failing: dict[Hashable, Fault] = {}
+
+    @property
+    def trouble(self) -> Fault | None:
+        """What failed last, if nothing was answered since: on a node with few requests before the breaker opens."""
+        return self.fault or next(reversed(self._failing.values()), None)
 
     def failed(self, key: Hashable, fault: Fault, *, began: float, now: float, spread: float) -> bool:
         """A call for `key` that `began` then failed for a transient cause; True if that opens the breaker."""
@@ -35,7 +40,8 @@ class Breaker:
             self._own.add(key)
         self._failed_at[key] = self._answers
         if key not in self._own:
-            self._failing.add(key)
+            self._failing.pop(key, None)
+            self._failing[key] = fault
         was_open = self.fault is not None
         if was_open or len(self._failing) >= TRIP:
             self.fault = fault
@@ -47,8 +53,8 @@ class Breaker:
     def answered(self, key: Hashable) -> bool:
         """STS answered a call for `key`; True if that ends a common trouble, and every memory of it."""
         self._answers += 1
+        over = bool(self._failing) or self.fault is not None
         self.forget(key)
-        over = bool(self._failing)
         self._failing.clear()
         self._probes = 0
         self.fault = None
@@ -65,4 +71,5 @@ class Breaker:
     def forget(self, key: Hashable) -> None:
         """Nobody asks for `key` any more, or it was answered."""
         self._failed_at.pop(key, None)
+        self._failing.pop(key, None)
         self._own.discard(key)

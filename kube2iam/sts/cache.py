@@ -137,8 +137,8 @@ class CredentialCache:
 
     @property
     def trouble(self) -> Denial | None:
-        """What keeps the whole node from obtaining credentials, if anything does."""
-        return self._gate.fault.denial if self._gate.fault else None
+        """What keeps the whole node from obtaining credentials, if anything does: nothing was answered since."""
+        return self._gate.trouble.denial if self._gate.trouble else None
 
     @property
     def hits(self) -> Mapping[str, int]:

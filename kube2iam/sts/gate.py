@@ -102,6 +102,11 @@ class Gate:
         """What the last call met while STS is away as a whole, else None."""
         return self._breaker.fault
 
+    @property
+    def trouble(self) -> Fault | None:
+        """What the last calls met, if STS answered nothing since."""
+        return self._breaker.trouble
+
     def refuses(self, turn: Turn) -> Fault | None:
         """Why `turn` need not be waited for: STS is away, and was tried for it."""
         return self._breaker.fault if not turn.out and self._breaker.knows(turn.key) else None

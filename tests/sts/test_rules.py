@@ -141,6 +141,21 @@ class TestBreaker:
         breaker.answered("bad-0")
         assert not breaker.is_own("bad-0")
 
+    def test_trouble_is_named_from_the_first_failure_to_the_next_answer(self) -> None:
+        breaker = Breaker()
+        troubles = [breaker.trouble]
+        self.fail(breaker, "role")
+        troubles.append(breaker.trouble)
+        breaker.answered("other")
+        troubles.append(breaker.trouble)
+        assert troubles == [None, self.FAULT, None]
+
+    def test_trouble_ends_with_the_request_that_met_it(self) -> None:
+        breaker = Breaker()
+        self.fail(breaker, "role")
+        breaker.forget("role")
+        assert breaker.trouble is None
+
     def test_probes_come_soon_and_then_at_most_six_seconds_apart(self) -> None:
         breaker, now = Breaker(), 0.0
         gaps = []
