@@ -15,6 +15,8 @@ FORGET = 120.0
 """Seconds after which a request without a session is forgotten, if nobody asks."""
 REFUSED_REFRESH = 60.0
 """Seconds between attempts to renew a session that STS refuses while the old one still serves."""
+SOONEST = 30.0
+"""Seconds between a session and the next, however little life the node's clock leaves it: the clock may be wrong."""
 NEVER = float("-inf")
 
 
@@ -76,7 +78,10 @@ class Entry:
         """Seconds until it is to be fetched again without anybody asking; None if it is not."""
         if self.fault is None:
             session = self.session
-            return max(0.0, session.remaining(wall, monotonic) - session.refresh_below) if session else None
+            if session is None:
+                return None
+            due = session.remaining(wall, monotonic) - session.refresh_below
+            return max(0.0, due, session.since + SOONEST - monotonic)
         again = self.fault_until - monotonic
         if self.fault.kind.permanent:
             return max(REFUSED_REFRESH, again) if self.serves(wall, monotonic) else None

@@ -1,6 +1,7 @@
 """One flight: the attempts to obtain one session, each let out by the gate."""
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from kube2iam.domain.roles import AssumeRoleRequest, Credentials
 from kube2iam.sts.errors import TIMEOUTS, Fault, StsError, fault
 from kube2iam.sts.freshness import SERVED_ABOVE, Session, begin
 from kube2iam.sts.gate import SHORT, Change, Gate, Turn
+
+log = logging.getLogger(__name__)
 
 PAUSES = 0.1, 0.25
 """Seconds between the attempts of one flight, half as much more or less."""
@@ -93,6 +96,9 @@ class Flights:
             credentials = await self._source.fetch(request, patience)
         except StsError as error:
             return error.fault
+        except Exception as error:  # whatever it is, those who wait are told and the request is tried again
+            log.exception("a call to STS failed unexpectedly", extra={"pod.iam.role": str(request.arn)})
+            return fault(type(error).__name__)
         session = begin(credentials, duration=request.duration, since=since, spread=self._spread())
         if session.life <= SERVED_ABOVE:
             return fault("MalformedResponse", detail="the session has expired already: is the node's clock right?")

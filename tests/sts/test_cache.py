@@ -319,6 +319,33 @@ class TestErrors:
         assert "STS cannot be used" in caplog.text
 
     @exact_time
+    async def test_the_nodes_own_trouble_is_named_where_one_role_is_all_there_is(self) -> None:
+        sts = ScriptedSts(script=lambda _request: fault("ExpiredToken"))
+        async with running(sts) as cache:
+            cache.want([APP])
+            await asyncio.sleep(1)
+            assert cache.trouble is not None
+            assert cache.trouble.reason is Reason.NODE_CREDENTIALS
+            sts.script = lambda _request: None
+            await asyncio.sleep(11)
+            assert cache.trouble is None
+
+    @exact_time
+    async def test_what_no_table_foresees_is_told_and_tried_again(self) -> None:
+        class Odd(ScriptedSts):
+            async def fetch(self, request: AssumeRoleRequest, patience: float) -> Credentials:
+                if len(self.calls) < 3:
+                    self.calls.append((now(), request))
+                    raise RuntimeError("never seen before")
+                return await super().fetch(request, patience)
+
+        async with running(Odd()) as cache:
+            cache.want([APP])
+            assert await reason(cache) is Reason.STS_UNAVAILABLE
+            await asyncio.sleep(11)
+            assert cache.peek(APP) is not None
+
+    @exact_time
     async def test_one_roles_trouble_is_not_everybodys(self) -> None:
         bad = requests(20)
         sts = ScriptedSts(script=lambda asked: fault("InternalFailure") if asked in bad else None)
@@ -563,6 +590,17 @@ class TestClocks:
                 sts.clock.jumped = jump
                 await asyncio.sleep(60)
         assert len(sts.calls) == 20
+
+    @pytest.mark.parametrize(("duration", "ahead"), [(900, 480), (900, 850), (1800, 880)])
+    @exact_time
+    async def test_a_wrong_clock_and_short_sessions_are_no_storm(self, duration: int, ahead: int) -> None:
+        """AWS bears a clock that is up to 15 minutes wrong."""
+        sts = ScriptedSts()
+        sts.clock.jumped = ahead
+        async with running(sts) as cache:
+            cache.want([request(duration=duration)])
+            await asyncio.sleep(1800)
+        assert len(sts.calls) <= 61
 
     @exact_time
     async def test_what_sts_gives_with_no_life_left_is_an_error_that_names_the_clock(self) -> None:
