@@ -136,6 +136,7 @@ class StsSource:
 
         self._session = Session()
         self._session.register_component("credential_provider", self._signing)
+        self._session.set_config_variable("sts_regional_endpoints", "regional")
         self._sdk = boto3.Session(botocore_session=self._session)
         region: str | None = self._sdk.region_name
         return region

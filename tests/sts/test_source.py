@@ -118,6 +118,7 @@ class TestEndpoints:
             ("us-isob-east-1", {}, "https://sts.us-isob-east-1.sc2s.sgov.gov"),
             ("eu-isoe-west-1", {}, "https://sts.eu-isoe-west-1.cloud.adc-e.uk"),
             ("us-isof-south-1", {}, "https://sts.us-isof-south-1.csp.hci.ic.gov"),
+            ("eu-west-1", {"AWS_STS_REGIONAL_ENDPOINTS": "legacy"}, "https://sts.eu-west-1.amazonaws.com"),
             ("us-west-2", {"AWS_USE_FIPS_ENDPOINT": "true"}, "https://sts-fips.us-west-2.amazonaws.com"),
             ("us-west-2", {"AWS_USE_DUALSTACK_ENDPOINT": "true"}, "https://sts.us-west-2.api.aws"),
             (
