@@ -62,9 +62,9 @@ def _agent(words: list[str], environment: Mapping[str, str]) -> int:
         return 0
     settings = Settings.from_texts(given, environment)
     logs.configure(settings)
+    signal.signal(signal.SIGTERM, _leave)  # the container's first process ignores a signal that it has no handler for
     for sentence in (*settings.cautions(), *unknown_variables(environment)):
         log.warning("%s", sentence)
-    signal.signal(signal.SIGTERM, _leave)  # the container's first process ignores a signal that it has no handler for
     # Imported here because it takes a moment: --help and a wrong flag are answered at once.
     from kube2iam import app  # noqa: PLC0415
 
