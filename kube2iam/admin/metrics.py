@@ -74,9 +74,12 @@ class _Family(Collector, Generic[S]):
 
     def labels(self, *values: str) -> S:
         """The series with these labels; resolve it once and keep it where it counts often."""
-        if values not in self._series and len(self._series) >= _MOST_SERIES:
-            values = (_OTHER,) * len(values)
-        return self._series.setdefault(values, self._make())
+        known = self._series.get(values)
+        if known is None:
+            if len(self._series) >= _MOST_SERIES:
+                values = (_OTHER,) * len(values)
+            known = self._series.setdefault(values, self._make())
+        return known
 
 
 class _Histogram(_Family[Observations]):

@@ -9,8 +9,9 @@ import hmac
 import re
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from hashlib import blake2b
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 MAX_TTL = 21_600
 """Seconds: six hours, as the real service."""
@@ -19,6 +20,7 @@ _LENGTH = 56
 """Characters of a token, as the real service's: key id 2 bytes, expiry 6, pod 8, MAC 26, in base64url."""
 _SIGNED = 16
 _NO_POD = bytes(8)
+_MOST_REMEMBERED = 4096
 _TTL = re.compile(rb"[0-9]{1,5}")
 _TO_URL = bytes.maketrans(b"+/", b"-_")
 _FROM_URL = bytes.maketrans(b"-_+/", b"+/  ")
@@ -45,12 +47,23 @@ def key_id(secret: bytes) -> bytes:
     return blake2b(secret, digest_size=2, person=b"kube2iam key id").digest()
 
 
+class _Genuine(NamedTuple):
+    """A token whose MAC was found right."""
+
+    key_id: bytes
+    secret: bytes
+    expiry: int
+    """Milliseconds since the epoch."""
+    pod: bytes
+
+
 class SessionTokens:
     """Mints and checks tokens. `clock` gives seconds since the epoch."""
 
     def __init__(self, keys: Keys, clock: Callable[[], float] = time.time) -> None:
         self._keys = keys
         self._clock = clock
+        self._genuine: dict[tuple[bytes, str], _Genuine] = {}
 
     def mint(self, address: str, uid: str | None, ttl: int) -> bytes:
         """A token for `ttl` seconds, good for `address` only, and for the pod `uid` only where one is given."""
@@ -65,16 +78,26 @@ class SessionTokens:
         `uid` is None where the address's pod is not known (yet): then the rest is checked. Takes the same time
         whatever part of a MAC is right.
         """
+        genuine = self._genuine.get((token, address)) or self._read(token, address)
+        if genuine is None or self._keys.find(genuine.key_id) != genuine.secret:
+            return False
+        ours = genuine.pod == _NO_POD or uid is None or hmac.compare_digest(genuine.pod, _digest(uid))
+        return ours and self._clock() * 1000 < genuine.expiry
+
+    def _read(self, token: bytes, address: str) -> "_Genuine | None":
+        """What `token` says, if we minted it for `address`. Remembered: clients use a token for hours."""
         raw = _decode(token)
         if raw is None:
-            return False
+            return None
         signed, mac = raw[:_SIGNED], raw[_SIGNED:]
         secret = self._keys.find(signed[:2])
         if secret is None or not hmac.compare_digest(mac, _mac(secret, signed, address)):
-            return False
-        pod = signed[8:]
-        ours = pod == _NO_POD or uid is None or hmac.compare_digest(pod, _digest(uid))
-        return ours and self._clock() * 1000 < int.from_bytes(signed[2:8], "big")
+            return None
+        if len(self._genuine) >= _MOST_REMEMBERED:
+            self._genuine.clear()
+        genuine = _Genuine(signed[:2], secret, int.from_bytes(signed[2:8], "big"), signed[8:])
+        self._genuine[token, address] = genuine
+        return genuine
 
 
 def _decode(token: bytes) -> bytes | None:
@@ -86,6 +109,7 @@ def _decode(token: bytes) -> bytes | None:
         return None
 
 
+@lru_cache(maxsize=_MOST_REMEMBERED)
 def _digest(uid: str) -> bytes:
     return blake2b(uid.encode(), digest_size=8, person=b"kube2iam pod uid").digest()
 
