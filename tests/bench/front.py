@@ -87,7 +87,7 @@ async def _keep_bodies(agent: AgentProcess, folder: Path) -> None:
 async def _server(name: str, kind: str, folder: Path) -> AsyncIterator[_Server]:
     """A server of servers.py as a process of its own."""
     (port,) = free_ports(1)
-    command = (*on(cores()[0]), sys.executable, _SERVERS, kind, str(port), str(folder))
+    command = (*on(cores()[0]), sys.executable, str(_SERVERS), kind, str(port), str(folder))
     process = await asyncio.create_subprocess_exec(*command)
     try:
         await _accepts(port)
@@ -117,5 +117,6 @@ def _rows(runs: Mapping[tuple[str, str], Sequence[Measured]]) -> Iterator[Row]:
     for (load, server), of_server in runs.items():
         row: Row = {"load": load, "server": server, "failed": sum(run.failed for run in of_server)}
         row |= {name: median(getattr(run, name) for run in of_server) for name in ("rate", "p50", "p99", "cpu")}
-        row["times"] = row["rate"] / median(run.rate for run in runs[load, BARE])
+        pairs = zip(of_server, runs[load, BARE], strict=True)
+        row["times"] = median(run.rate / bare.rate for run, bare in pairs)  # within a round: the machine's mood cancels
         yield row
