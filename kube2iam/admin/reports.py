@@ -9,7 +9,7 @@ from kube2iam.domain.roles import Decision, Grant
 
 log = logging.getLogger(__name__)
 
-_SILENT = frozenset({Reason.NO_ROLE, Reason.NOT_READY, Reason.UNKNOWN_NAMESPACE})
+_SILENT = frozenset({Reason.NO_ROLE, Reason.NOT_READY, Reason.UNKNOWN_ADDRESS, Reason.UNKNOWN_NAMESPACE})
 """Denials that are nobody's mistake: most pods of a cluster ask for no role, and what is not known yet will be."""
 
 

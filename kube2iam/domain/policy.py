@@ -60,6 +60,8 @@ class Policy:
         refusal = self._restricted(arn, namespace)
         if refusal is not None and self.restrictions.enforcement is Enforcement.ON:
             return refusal
+        if self.shape.needs_address and not pod.ips:
+            return Denial(Reason.UNKNOWN_ADDRESS, f"{pod} has no address yet, and its session is named by it")
         try:
             request = self.shape.request(arn, pod, namespace)
         except InvalidAnnotationError as error:

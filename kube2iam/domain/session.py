@@ -78,6 +78,11 @@ class SessionShape:
         """Whether an annotation of the namespace decides what is asked for this pod."""
         return self.tags is not None and bool(self.tags.asked_by(pod))
 
+    @property
+    def needs_address(self) -> bool:
+        """Whether a pod's address is part of what is asked for it."""
+        return "{ip}" in self.name + self.source_identity
+
     def request(self, arn: RoleArn, pod: Pod, namespace: Namespace | None) -> AssumeRoleRequest:
         """What to ask STS for `pod` in role `arn`; raises InvalidAnnotationError."""
         values = self._values(arn, pod)

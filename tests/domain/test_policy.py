@@ -128,6 +128,13 @@ def test_an_annotation_that_sts_would_refuse_is_refused_here() -> None:
     assert said(PLAIN, asker) == ("annotation-invalid", "")
 
 
+def test_a_session_named_by_the_address_waits_for_it() -> None:
+    policy = replace(PLAIN, shape=SessionShape(name="{pod}.{ip}"))
+    assert said(policy, replace(pod(), ips=())) == ("unknown-address", "")
+    assert said(policy, pod()) == ("pod annotation", "app")
+    assert said(PLAIN, replace(pod(), ips=())) == ("pod annotation", "app")
+
+
 def test_two_external_ids_are_two_requests() -> None:
     decisions = [
         PLAIN.decide(pod("app", **{"iam.amazonaws.com/external-id": text}), SHOP) for text in ("right-id", "wrong-id")
