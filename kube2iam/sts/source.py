@@ -32,6 +32,8 @@ _SPARE = 1.0
 socket is not thrown away because the thread comes late."""
 _KEYS_WITHIN = 0.9
 """Of the time for a call, the part in which its keys must be there."""
+_LONGEST = 32_768
+"""Characters of a key or token: the document that pods get stays below the 64 KiB that clients read."""
 _SKEW = 900.0
 """Seconds by which AWS's clock may differ from ours and still be believed."""
 
@@ -230,8 +232,8 @@ def _credentials(answer: dict[str, Any], asked: float) -> Credentials:
     """
     given = answer["Credentials"]
     key, secret, token = texts = [given[name] for name in ("AccessKeyId", "SecretAccessKey", "SessionToken")]
-    if not all(isinstance(text, str) and text for text in texts):
-        raise ValueError("an empty field")
+    if not all(isinstance(text, str) and 0 < len(text) <= _LONGEST for text in texts):
+        raise ValueError("an empty field, or one that is no key or token")
     expiration = given["Expiration"]
     expiration = expiration if expiration.tzinfo else expiration.replace(tzinfo=UTC)
     issued = _date(answer["ResponseMetadata"]["HTTPHeaders"].get("date", ""), asked)

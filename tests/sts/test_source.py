@@ -176,6 +176,7 @@ async def asked_at(source: StsSource) -> str:
 
 GARBAGE = "<html><body>proxy says hello</body></html>"
 NO_TOKEN = granted({"RoleArn": "x"})[1].replace("<SessionToken>made-up-token</SessionToken>", "")
+LONG_TOKEN = granted({"RoleArn": "x"})[1].replace("made-up-token", "t" * 40_000)
 BAD_DATE = re.sub("<Expiration>.*</Expiration>", "<Expiration>soon</Expiration>", granted({"RoleArn": "x"})[1])
 
 
@@ -196,6 +197,7 @@ ANSWERS: list[tuple[Answer | None, str, Kind]] = [
     ((200, GARBAGE), "MalformedResponse", Kind.UNAVAILABLE),
     ((200, ""), "ResponseParserError", Kind.UNAVAILABLE),
     ((200, NO_TOKEN), "MalformedResponse", Kind.UNAVAILABLE),
+    ((200, LONG_TOKEN), "MalformedResponse", Kind.UNAVAILABLE),
     ((200, BAD_DATE), "MalformedResponse", Kind.UNAVAILABLE),
     (None, "ConnectionClosedError", Kind.UNAVAILABLE),
 ]
