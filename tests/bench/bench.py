@@ -1,8 +1,8 @@
-"""What the agent answers in a second, beside a bare `aiohttp.web.Server` with the same bytes, and how long pods wait.
+"""What the agent answers in a second, beside a bare `aiohttp.web.Server` with the same bytes; and what it takes.
 
-`python -m tests.bench.bench [--seconds 2] [--rounds 3] [--json]`. The agent is the real executable on a full node (110
-pods, 300 namespaces). Servers run on the first core, the load and everything around the agent on the last one; the
-rounds alternate between the servers, and medians are shown.
+`python -m tests.bench.bench [--seconds 2] [--rounds 3] [--only front] [--json]`. The agent is the real executable on a
+full node (110 pods, 300 namespaces). Servers run on the first core, the load and everything around the agent on the
+last one; the servers take turns in each round, and medians are shown.
 """
 # ruff: noqa: T201 - a table is what it is for
 
@@ -12,12 +12,25 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from tests.bench import front, herds
+from tests.bench import footprint, front, herds
 from tests.bench.front import Row
 from tests.bench.load import cores
 
+PARTS = "footprint", "front", "herds"
+BARS: Mapping[str, float] = {
+    **footprint.BARS,
+    front.GROWTH: 10,
+    front.DEFENCE: 10,
+    herds.COLD: 0.8,
+    herds.PREFETCHED: 5,
+    herds.CALLS: 1,
+}
+"""At most."""
+_KEPT, _NEW = 2.2, 2.5
+"""Times the bare server's requests/s, at least; and p99 no worse than its."""
+_IDLE = 10.0
 _COLUMNS = ("rate", "requests/s", ",.0f"), ("p50", "p50 ms", ".2f"), ("p99", "p99 ms", ".2f"), ("cpu", "cpu us", ".1f")
 
 
@@ -26,40 +39,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seconds", type=float, default=2, help="of each run of wrk")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="front,herds", help="parts, with commas between them")
+    parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
-    for program in ("wrk", "taskset"):
-        if shutil.which(program) is None:
-            print(f"{program} is not installed", file=sys.stderr)
-            return 2
-    os.sched_setaffinity(0, {cores()[1]})
+    missing = [program for program in ("wrk", "taskset") if shutil.which(program) is None]
+    if missing:
+        print(f"bench: install {' and '.join(missing)}", file=sys.stderr)
+        return 2
     return asyncio.run(_measure(given))
 
 
 async def _measure(given: argparse.Namespace) -> int:
-    parts = given.only.split(",")
+    parts = (given.only,) if given.only else PARTS
     rows: list[Row] = []
     figures: dict[str, float] = {}
+    if "footprint" in parts:
+        figures |= await footprint.measure(given.rounds, _IDLE, legacy=False)
+    _to_last_core()
     if "front" in parts:
-        rows, figures = await front.measure(given.seconds, given.rounds)
-        if not given.json:
-            _show_rows(rows)
+        rows, under_load = await front.measure(given.seconds, given.rounds)
+        figures |= under_load
     if "herds" in parts:
         figures |= await herds.measure(given.rounds)
     if given.json:
         print(json.dumps({"front": rows, "figures": figures}, indent=2))
     else:
-        for name, value in figures.items():
-            print(f"{name:76}{value:>10.2f}")
+        _show(rows, figures)
     return 1 if any(row["failed"] for row in rows) else 0
 
 
-def _show_rows(rows: Sequence[Row]) -> None:
-    print(f"{'load':34}{'server':18}{'times':>8}" + "".join(f"{title:>12}" for _, title, _ in _COLUMNS))
+def _to_last_core() -> None:
+    """Have this process, which plays all that is around the agent, leave the first core to the servers."""
+    os.sched_setaffinity(0, {cores()[1]})
+
+
+def _show(rows: Sequence[Row], figures: Mapping[str, float]) -> None:
+    if rows:
+        print(f"{'load':34}{'server':18}" + "".join(f"{title:>12}" for _, title, _ in _COLUMNS) + f"{'times':>8}")
     for row in rows:
-        figures = "".join(f"{format(row[name], form):>12}" for name, _, form in _COLUMNS)
-        print(f"{row['load']:34}{row['server']:18}{row['times']:>8.2f}{figures}")
+        columns = "".join(f"{format(row[name], form):>12}" for name, _, form in _COLUMNS)
+        bar = f"   at least {_NEW if 'new' in row['load'] else _KEPT}" if row["server"] == front.AGENT else ""
+        print(f"{row['load']:34}{row['server']:18}{columns}{row['times']:>8.2f}{bar}")
+    for name, value in figures.items():
+        bar = f"   at most {BARS[name]:g}" if name in BARS else ""
+        print(f"{name:76}{value:>10.2f}{bar}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,13 @@ NO_LIMITS = tuple(
 _SERVERS = Path(__file__).with_name("servers.py")
 _TTL = "X-aws-ec2-metadata-token-ttl-seconds"
 
+_SHOWN = BARE, AGENT, UNLIMITED, FLOOR
+REQUESTS = "requests answered by the agent under load, thousands"
+GROWTH = "resident memory after them above before, MiB"
+DEFENCE = "what the limits cost of the requests/s, %"
+
 Row = dict[str, Any]
+_Runs = Mapping[tuple[str, str], Sequence[Measured]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +71,17 @@ async def measure(seconds: float, rounds: int) -> tuple[list[Row], dict[str, flo
         idle = agent.resident_mib
         runs: dict[tuple[str, str], list[Measured]] = {}
         for _ in range(rounds):
+            servers.append(servers.pop(0))
             for load in loads(role_of(0), token.body.decode()):
                 for server in servers:
                     run = await ask(load, server.port, server.pid, seconds)
                     runs.setdefault((load.name, server.name), []).append(run)
         figures = {
-            "requests answered by the agent, thousands": _answered(runs) / 1000,
-            "resident memory of the agent before them, MiB": idle,
-            "resident memory of the agent after them, MiB": agent.resident_mib,
+            REQUESTS: sum(run.requests for (_, server), of in runs.items() if server == AGENT for run in of) / 1000,
+            GROWTH: agent.resident_mib - idle,
+            DEFENCE: 100 * (1 - median(_ratios(runs))),
         }
-        return list(_rows(runs)), figures
+        return sorted(_rows(runs), key=_order), figures
 
 
 async def _keep_bodies(agent: AgentProcess, folder: Path) -> None:
@@ -109,11 +116,18 @@ async def _accepts(port: int) -> None:
                 return
 
 
-def _answered(runs: Mapping[tuple[str, str], Sequence[Measured]]) -> int:
-    return sum(run.requests for (_, server), of_server in runs.items() if server == AGENT for run in of_server)
+def _order(row: Row) -> tuple[int, int]:
+    return [load.name for load in loads("", "")].index(row["load"]), _SHOWN.index(row["server"])
 
 
-def _rows(runs: Mapping[tuple[str, str], Sequence[Measured]]) -> Iterator[Row]:
+def _ratios(runs: _Runs) -> Iterator[float]:
+    """Requests/s of the agent, of those without limits, within each round."""
+    for (load, server), of_server in runs.items():
+        if server == AGENT:
+            yield from (run.rate / other.rate for run, other in zip(of_server, runs[load, UNLIMITED], strict=True))
+
+
+def _rows(runs: _Runs) -> Iterator[Row]:
     for (load, server), of_server in runs.items():
         row: Row = {"load": load, "server": server, "failed": sum(run.failed for run in of_server)}
         row |= {name: median(getattr(run, name) for run in of_server) for name in ("rate", "p50", "p99", "cpu")}

@@ -9,6 +9,9 @@ from statistics import median
 from tests.bench.node import ADDRESSES, PODS, agent_on, full_node, role_of
 from tests.fakes.world import ROLES
 
+COLD = "110 roles cold, STS at 100 ms: seconds until every pod has credentials"
+PREFETCHED = "prefetched: milliseconds of a pod's first request"
+CALLS = "AssumeRole calls for 500 first requests of 110 pods of one role"
 STS_DELAY = 0.1
 HERD = 500
 _HOST = "Host: 169.254.169.254"
@@ -20,11 +23,9 @@ _RETRY = 0.5
 async def measure(rounds: int) -> dict[str, float]:
     """Medians over the rounds."""
     return {
-        "cold herd: 110 roles, STS at 100 ms, until everyone has credentials, s": median(
-            [await cold() for _ in range(rounds)]
-        ),
-        "prefetched: median first request, ms": median([await prefetched() for _ in range(rounds)]),
-        "AssumeRole calls for 500 first requests of 110 pods of one role": float(await calls_for_one_role()),
+        COLD: median([await cold() for _ in range(rounds)]),
+        PREFETCHED: median([await prefetched() for _ in range(rounds)]),
+        CALLS: await calls_for_one_role(),
     }
 
 
