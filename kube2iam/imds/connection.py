@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -12,8 +12,10 @@ from kube2iam.imds.front import Head, Request
 from kube2iam.imds.protocol import HttpLimits, RequestReader
 from kube2iam.imds.replies import Reply
 
-_SLICE = 2048
+_SLICE = 1024
 """Bytes that are parsed at once: bounds how many requests can wait parsed."""
+_WAITING = 512
+"""Bytes that a request takes while it waits parsed."""
 _LONGEST_REMEMBERED = 1024
 _MOST_REMEMBERED = 1024
 _DISCARDED = 1 << 20
@@ -38,10 +40,19 @@ class Site(HttpLimits, Protocol):
     """Whole requests by their bytes, as they were read before: clients send the same ones again and again."""
 
     def opened(self, connection: "Connection") -> bool:
-        """Whether the connection may stay."""
+        """Whether the connection may stay. Tells it its party."""
 
     def closed(self, connection: "Connection") -> None:
         """A connection that stayed is gone, and what worked for it."""
+
+    def take_turn(self, party: str) -> bool:
+        """Whether `party` may be served in this turn of the loop; if not, it is to wait for another."""
+
+    def await_turn(self, party: str, step: Callable[[], None]) -> None:
+        """Call `step`, which serves `party` once, in one of the next turns."""
+
+    def keep(self, party: str, size: int) -> bool:
+        """Count `size` bytes more (or less) that wait here for `party`. Whether that is not too much."""
 
     def handle(self, request: Request, connection: "Connection") -> Reply | Coroutine[Any, Any, Reply]:
         """The reply, or what will return it as a task of the connection. Does not raise."""
@@ -59,6 +70,8 @@ class Connection(asyncio.Protocol):
     transport: asyncio.Transport
     address = ""
     """The peer's canonical address, fixed at accept."""
+    party = ""
+    """With whom it shares what one party may have: the pod's address, or one name for all addresses of no known pod."""
     deadline = _NEVER
     """When the connection is closed unless something happens before."""
     _reader: RequestReader | None = None
@@ -77,6 +90,11 @@ class Connection(asyncio.Protocol):
     _stash = b""
     """Bytes that came meanwhile, unread; nothing more is taken from the kernel while there are any."""
     _discarded = 0
+    _in_line = False
+    """It will be this connection's turn."""
+    _paused = False
+    _kept = 0
+    """Bytes that are counted as waiting here."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -101,8 +119,11 @@ class Connection(asyncio.Protocol):
         """Stop working for a client that has gone."""
         self._ended = self._lost = True
         self._queue = None
+        self._stash = b""
         if self._reader is not None:
             self._reader.close()
+            self._reader = None
+        self._count()
         if self._task is not None:
             self._task.cancel()
         elif self._admitted:
@@ -110,8 +131,9 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Take the end of the client's side as the end. It has left, unless answers wait that need nothing but time."""
-        self._ended = self._eof = True
-        return bool(self._queue) and self._task is None
+        self._eof = True
+        self._ended = self._task is not None or not (self._queue or self._stash)
+        return not self._ended
 
     def data_received(self, data: bytes) -> None:
         """Answer what is whole in `data`; keep the rest."""
@@ -119,12 +141,27 @@ class Connection(asyncio.Protocol):
             self._discard(data)
         elif self._task is not None or self._stuck or self._queue or self._stash:
             self._stash += data
-            self.transport.pause_reading()
-        elif self._reader is None or not self._reader.bytes:
+            self._pause()
+            self._count()
+        elif not self._site.take_turn(self.party):
+            self._stash = data
+            if len(data) > _SLICE:
+                self._pause()
+                self._count()
+            self._in_line = True
+            self._site.await_turn(self.party, self._advance)
+        else:
+            self._begin(data)
+
+    def _begin(self, data: bytes) -> None:
+        """Answer or read what came while nothing else waited."""
+        if self._reader is None or not self._reader.bytes:
             head = self._site.heads.get(data)
             if head is not None:
                 self._ended = not head.keep
                 self._answer(head)
+                if self._eof:
+                    self._go_on()
             else:
                 self._read_first(data)
         else:
@@ -146,7 +183,7 @@ class Connection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Close the connection now if nothing is under way on it; else the next reply does."""
-        partial_request = self._reader is not None and self._reader.bytes
+        partial_request = self._stash or self._queue or (self._reader is not None and self._reader.bytes)
         if self._task is None and not self._stuck and not partial_request and not self._ended:
             self._finish()
 
@@ -169,11 +206,12 @@ class Connection(asyncio.Protocol):
         """Read a slice; answer one request at most, so that a long pipeline takes turns with everyone else."""
         if len(data) > _SLICE:
             data, self._stash = data[:_SLICE], data[_SLICE:]
-            self.transport.pause_reading()
+            self._pause()
         self._answered_now = False
         status = cast("RequestReader", self._reader).feed(data)
         if status and not self._ended:
             self._refuse(status)
+        self._count()
         self._go_on()
 
     def received(self, head: Head) -> None:
@@ -233,17 +271,19 @@ class Connection(asyncio.Protocol):
             self._finish(linger=reply.closing)
 
     def _go_on(self) -> None:
-        """Come back in the loop's next turn if something waits that could be done."""
-        if self._task is not None or self._stuck:
+        """Come back in another turn of the loop if something waits that could be done."""
+        if self._task is not None or self._stuck or self._in_line:
             return
         if self._queue or self._stash:
-            asyncio.get_running_loop().call_soon(self._advance)
+            self._in_line = True
+            self._site.await_turn(self.party, self._advance)
         elif self._eof:
             self._finish()
 
     def _advance(self) -> None:
-        """Go on with what has waited: requests first, then bytes. One step; it may have been done already."""
-        if self._task is not None or self._stuck or self.transport.is_closing():
+        """Go on with what has waited: requests first, then bytes. One step; it may not be the time for it any more."""
+        self._in_line = False
+        if self._lost or self._task is not None or self._stuck or self.transport.is_closing():
             return
         if self._queue:
             item = self._queue.popleft()
@@ -251,12 +291,15 @@ class Connection(asyncio.Protocol):
                 self._send(item, None)
             else:
                 self._answer(item)
+            self._count()
             self._go_on()
         elif self._stash and not self._ended:
             data, self._stash = self._stash, b""
-            self._read(data)
-            if not self._stash:
+            self._begin(data)
+            if self._paused and not self._stash:
+                self._paused = False
                 self.transport.resume_reading()
+                self._count()
 
     def _finish(self, *, linger: bool = False) -> None:
         """Close after what has been written. `linger`: read on for a while, or the kernel's reset would eat the reply.
@@ -266,12 +309,30 @@ class Connection(asyncio.Protocol):
         self._ended = True
         self._queue = None
         self._stash = b""
+        self._count()
         if linger:
             self.deadline = self._site.linger_deadline
             self.transport.write_eof()
             self.transport.resume_reading()
         else:
             self.transport.close()
+
+    def _pause(self) -> None:
+        """Take nothing more from the kernel until what has come is done with."""
+        self._paused = True
+        self.transport.pause_reading()
+
+    def _count(self) -> None:
+        """Have the bytes counted that wait here; leave if the pod has too many of them."""
+        kept = len(self._stash)
+        if self._reader is not None:
+            kept += self._reader.bytes
+        if self._queue:
+            kept += len(self._queue) * _WAITING
+        if kept != self._kept:
+            more, self._kept = kept - self._kept, kept
+            if not self._site.keep(self.party, more):
+                self.transport.abort()
 
     def _discard(self, data: bytes) -> None:
         self._discarded += len(data)

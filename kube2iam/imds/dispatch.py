@@ -34,6 +34,8 @@ _LONGEST_REMEMBERED = 256
 _MOST_REMEMBERED = 4096
 _SAID_AGAIN = 60.0
 """Seconds after which the same refusal of the same address is worth another line."""
+_STRANGERS_SAID = 20
+"""Lines in that time about addresses of no known pod, all together: there is no end of them."""
 _NAMES = (b"169.254.169.254", b"[fd00:ec2::254]", b"instance-data", b"instance-data.ec2.internal")
 _METADATA_HOSTS = frozenset(name + port for name in _NAMES for port in (b"", b":80"))
 _OVER_LIMIT = Denial(Reason.OVER_LIMIT, "more is being asked for than one pod's share of what costs something")
@@ -75,6 +77,8 @@ class Dispatch:
         self._hop_limit = hop_limit
         self._observers: dict[tuple[str, str, int], Callable[[float], None]] = {}
         self._said: dict[tuple[str, Denial], float] = {}
+        self._strangers_said = 0
+        self._strangers_until = 0.0
 
     def handle(self, request: Request, connection: Connection) -> Answer:
         """The reply, or a coroutine that `settle` must see the end of. Does not raise."""
@@ -89,7 +93,8 @@ class Dispatch:
             log.exception("a request was not answered", extra=_fields(request))
             answer = _CRASHED
         if not isinstance(answer, Reply):
-            if self._limits.hold(request.address):
+            request.stranger = isinstance(request.owner, Denial)
+            if self._limits.hold(request.address, stranger=request.stranger):
                 return answer
             answer.close()
             answer = self._refuse(request, _OVER_LIMIT)
@@ -98,7 +103,7 @@ class Dispatch:
 
     def settle(self, request: Request, task: asyncio.Task[Reply]) -> Reply:
         """The reply that a finished coroutine of `handle` comes to. Does not raise."""
-        self._limits.release(request.address)
+        self._limits.release(request.address, stranger=request.stranger)
         if task.cancelled():
             return _CRASHED  # nobody is there to read it
         error = task.exception()
@@ -201,10 +206,19 @@ class Dispatch:
     def _refuse(self, request: Request, denial: Denial) -> Reply:
         self._metrics.denied(denial.reason)
         now = perf_counter()
-        if now >= self._said.get((request.address, denial), now):
+        if now >= self._said.get((request.address, denial), now) and self._worth_a_line(request, now):
             self._say(request, denial)
             self._said[request.address, denial] = now + _SAID_AGAIN
         return replies.denied(denial.reason)
+
+    def _worth_a_line(self, request: Request, now: float) -> bool:
+        """Whether it is a pod's request, or one of the first by a stranger for a while."""
+        if isinstance(request.owner, Pod):
+            return True
+        if now >= self._strangers_until:
+            self._strangers_said, self._strangers_until = 0, now + _SAID_AGAIN
+        self._strangers_said += 1
+        return self._strangers_said <= _STRANGERS_SAID
 
     def _say(self, request: Request, denial: Denial) -> None:
         if len(self._said) >= _MOST_REMEMBERED:

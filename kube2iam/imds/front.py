@@ -49,7 +49,7 @@ class Head:
 class Request:
     """One request: what is said, and who says it."""
 
-    __slots__ = ("address", "deadline", "head", "owner", "plan", "started")
+    __slots__ = ("address", "deadline", "head", "owner", "plan", "started", "stranger")
 
     def __init__(self, head: Head, address: str) -> None:
         self.head = head
@@ -62,6 +62,8 @@ class Request:
         self.plan: Plan | None = None
         """What its head means, once that is known."""
         self.started = 0.0
+        self.stranger = False
+        """Whether no pod was known to have the address when the request had to wait."""
 
     @property
     def method(self) -> bytes:

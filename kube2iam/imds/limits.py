@@ -8,6 +8,10 @@ from time import monotonic
 _BURST = 5.0
 """Seconds' worth of requests that may come at once."""
 _MOST_BUCKETS = 65_536
+_MOST_KEPT = 4 << 20
+"""Bytes of one party that may wait here: beginnings of requests, and requests that are not answered yet."""
+STRANGERS = ""
+"""The party of all addresses that no pod is known to have."""
 _SPARE_DESCRIPTORS = 256
 """Open files that connections leave to everything else: STS, the API server, the state directory."""
 
@@ -17,7 +21,8 @@ class PodLimits:
 
     Costly is what makes the agent wait for something: STS, the real metadata service, a pod's address. What is
     answered from memory is never counted: to refuse it would cost as much. Memory is bounded: an address of which
-    nothing is open and whose allowance is whole again is forgotten. `clock` gives monotonic seconds.
+    nothing is open and whose allowance is whole again is forgotten. However many STRANGERS there are, half of what is
+    for all is left to pods. `clock` gives monotonic seconds.
     """
 
     def __init__(
@@ -39,39 +44,61 @@ class PodLimits:
         self._clock = clock
         self._connections: dict[str, int] = {}
         self._held: dict[str, int] = {}
+        self._kept: dict[str, int] = {}
+        self._connections_of_strangers = 0
+        self._held_of_strangers = 0
         self._buckets: dict[str, tuple[float, float]] = {}
         self.connections = 0
         """Connections open."""
         self.held = 0
         """Requests that wait for an answer."""
 
-    def connect(self, address: str) -> bool:
+    def connect(self, address: str, *, stranger: bool = False) -> bool:
         """Count one more connection of the address, if it may have one."""
         of_pod = self._connections.get(address, 0)
         if self.connections >= self._most_connections or of_pod >= self._most_connections_per_pod:
             return False
+        if stranger and self._connections_of_strangers >= self._most_connections / 2:
+            return False
+        self._connections_of_strangers += stranger
         self._connections[address] = of_pod + 1
         self.connections += 1
         return True
 
-    def disconnect(self, address: str) -> None:
+    def disconnect(self, address: str, *, stranger: bool = False) -> None:
         """Count one connection less."""
         _decrement(self._connections, address)
+        self._connections_of_strangers -= stranger
         self.connections -= 1
 
-    def hold(self, address: str) -> bool:
+    def hold(self, address: str, *, stranger: bool = False) -> bool:
         """Count one more costly request of the address as waiting, if it may."""
         of_pod = self._held.get(address, 0)
-        if self.held >= self._most_held or of_pod >= self._most_held_per_pod or not self._spend(address):
+        if self.held >= self._most_held or of_pod >= self._most_held_per_pod:
             return False
+        if stranger and self._held_of_strangers >= self._most_held / 2:
+            return False
+        if not self._spend(address):
+            return False
+        self._held_of_strangers += stranger
         self._held[address] = of_pod + 1
         self.held += 1
         return True
 
-    def release(self, address: str) -> None:
+    def release(self, address: str, *, stranger: bool = False) -> None:
         """Count one waiting request less."""
         _decrement(self._held, address)
+        self._held_of_strangers -= stranger
         self.held -= 1
+
+    def keep(self, party: str, size: int) -> bool:
+        """Count `size` bytes more, or less, that wait for the party. Whether that is not too much."""
+        kept = self._kept.get(party, 0) + size
+        if kept:
+            self._kept[party] = kept
+        else:
+            self._kept.pop(party, None)
+        return size <= 0 or kept <= _MOST_KEPT
 
     def sweep(self) -> None:
         """Forget the addresses whose allowance is whole again."""

@@ -18,6 +18,7 @@ _PICKS = 20
 """Ports that are tried where any will do: one that is free for IPv4 may be taken for IPv6."""
 _AT_ONCE = 16
 """Connections that asyncio accepts in one turn of its loop, and errors that it logs in one; it calls it a backlog."""
+_DUPLICATES = 8
 _RECEIVE_BUFFER = 32 * 1024
 """Bytes per connection that the kernel takes in before we read: bounds what a client can make us hold."""
 _SO_ORIGINAL_DST = 80
@@ -68,8 +69,10 @@ def _listen(family: socket.AddressFamily, host: str, port: int) -> socket.socket
 class Acceptor:
     """Accepts on listening sockets that stay its owner's, and goes on accepting whatever accept(2) says.
 
-    uvloop gives up a listener after an error that its emergency descriptor does not cure, so it gets a duplicate of
-    each socket and `mend`, called now and then, replaces those that it has closed. asyncio pauses by itself.
+    uvloop accepts one connection of a listener in a turn of its loop, behind which those of a patient pod would wait
+    long where another opens hundreds; so it gets several duplicates of each socket. It gives up a listener after an
+    error that its emergency descriptor does not cure; `mend`, called now and then, replaces those that it has closed.
+    asyncio pauses by itself.
     """
 
     def __init__(self, sockets: Iterable[socket.socket], factory: Callable[[], asyncio.Protocol]) -> None:
@@ -80,18 +83,19 @@ class Acceptor:
     async def start(self) -> None:
         """Begin to accept."""
         for listener in self.sockets:
-            await self._accept(listener)
+            for _ in range(_DUPLICATES):
+                await self._accept(listener)
 
     async def mend(self) -> None:
         """Accept again where the loop has given up."""
-        for given_up in [entry for entry in self._accepting if entry[1].fileno() < 0]:
-            try:
+        try:
+            for given_up in [entry for entry in self._accepting if entry[1].fileno() < 0]:
                 await self._accept(given_up[0])
-            except OSError as error:
-                log.warning("cannot accept connections", extra={"error": str(error)})
-            else:
                 self._accepting.remove(given_up)
-                log.warning("accepting again after an error of the kernel")
+        except OSError as error:
+            log.warning("cannot accept connections", extra={"error": str(error)})
+        else:
+            log.warning("accepting again after an error of the kernel")
 
     @property
     def broken(self) -> bool:

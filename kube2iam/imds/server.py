@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from email.utils import formatdate
 from functools import partial
 
+from kube2iam.domain.errors import Denial
 from kube2iam.imds.connection import Connection
 from kube2iam.imds.dispatch import Admin, Dispatch, Metrics
 from kube2iam.imds.front import Front, Head
-from kube2iam.imds.limits import PodLimits, room_for_connections
+from kube2iam.imds.limits import STRANGERS, PodLimits, room_for_connections
 from kube2iam.imds.listen import Acceptor
+from kube2iam.imds.turns import Turns
 from kube2iam.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,11 @@ class Server:
         dispatch = Dispatch(
             front, limits=self.limits, metrics=metrics, admin=admin, hop_limit=settings.imdsv2_hop_limit
         )
+        self._pods = front.pods
+        self._turns = Turns()
+        self.take_turn = self._turns.take
+        self.await_turn = self._turns.wait
+        self.keep = self.limits.keep
         self.handle = dispatch.handle
         self.settle = dispatch.settle
         self.malformed = dispatch.malformed
@@ -106,8 +113,11 @@ class Server:
     # What connections ask for, see connection.Site
 
     def opened(self, connection: Connection) -> bool:
-        """Whether the connection may stay."""
-        if not self.limits.connect(connection.address):
+        """Whether the connection may stay. Tells it its party."""
+        owner = self._pods.find(connection.address)
+        stranger = isinstance(owner, Denial) and owner.reason.passing
+        connection.party = STRANGERS if stranger else connection.address
+        if not self.limits.connect(connection.address, stranger=stranger):
             return False
         self._connections.add(connection)
         return True
@@ -115,7 +125,7 @@ class Server:
     def closed(self, connection: Connection) -> None:
         """Forget the connection."""
         self._connections.discard(connection)
-        self.limits.disconnect(connection.address)
+        self.limits.disconnect(connection.address, stranger=connection.party == STRANGERS)
         if not self._connections:
             self._none_left.set()
 
@@ -127,6 +137,7 @@ class Server:
         for connection in [connection for connection in self._connections if connection.deadline < now]:
             connection.expire()
         self.limits.sweep()
+        self._turns.forget()
         if self._acceptor is not None and self._acceptor.broken and (self._mending is None or self._mending.done()):
             self._mending = self._loop.create_task(self._acceptor.mend())
 

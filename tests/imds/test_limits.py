@@ -35,6 +35,28 @@ def test_held_of_one_pod_and_of_all() -> None:
     assert limits.held == 5
 
 
+def test_strangers_leave_half_to_pods() -> None:
+    limits = PodLimits(connections=8, held=6)
+    assert sum(limits.connect(str(number), stranger=True) for number in range(20)) == 4
+    assert sum(limits.hold(str(number), stranger=True) for number in range(20)) == 3
+    assert sum(limits.connect(f"pod-{number}") for number in range(20)) == 4
+    assert sum(limits.hold(f"pod-{number}") for number in range(20)) == 3
+    limits.disconnect("0", stranger=True)
+    limits.release("0", stranger=True)
+    assert limits.connect("21", stranger=True)
+    assert limits.hold("21", stranger=True)
+
+
+def test_bytes_that_wait_are_bounded_for_each_party() -> None:
+    limits = PodLimits()
+    assert limits.keep("a", 4 << 20)
+    assert limits.keep("b", 1)
+    assert not limits.keep("a", 1)
+    assert limits.keep("a", -1 - (4 << 20))
+    assert limits.keep("b", -1)
+    assert limits._kept == {}
+
+
 def test_rate_allows_five_seconds_worth_at_once() -> None:
     clock = Clock()
     limits = PodLimits(rate=10, clock=clock)

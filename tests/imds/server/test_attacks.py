@@ -95,7 +95,7 @@ async def test_slowloris() -> None:
 
 
 async def test_a_herd_from_unknown_addresses() -> None:
-    async with scripted_port(max_held=200, max_held_per_pod=20, max_connections_per_pod=30) as port:
+    async with scripted_port(max_held=400, max_held_per_pod=20, max_connections_per_pod=30) as port:
         herd = [
             (await port.connect(f"127.0.{third}.{fourth}")).send(request(CREDENTIALS))
             for third in range(1, 31)

@@ -262,6 +262,12 @@ class TestWaiting:
         client.writer.write_eof()
         assert (await client.rest()).count(b"HTTP/1.1 200 OK") == 3
 
+    async def test_who_ends_its_side_before_its_turn_has_come_is_answered_too(self, port: Port) -> None:
+        clients = [await port.connect() for _ in range(100)]
+        for client in clients:
+            client.send(request(LIST)).writer.write_eof()
+        assert [(await client.rest())[-3:] for client in clients] == [b"app"] * 100
+
 
 class TestTokens:
     async def test_a_token_serves_its_pod_only(self, port: Port) -> None:
@@ -329,6 +335,15 @@ class TestLog:
         assert codes == ["no-role", "namespace-denied"]
         assert [record.getMessage() for record in caplog.records] == ["refused"] * 2
         assert port.counted.denials == [Reason.NO_ROLE] * 5 + [Reason.NAMESPACE_DENIED] * 5 + [Reason.NO_ROLE] * 5
+
+    async def test_strangers_do_not_fill_the_log(self, port: Port, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level("INFO")
+        herd = [(await port.connect(f"127.0.8.{number}")).send(request(LIST)) for number in range(1, 100)]
+        assert [(await client.reply()).status for client in herd] == [503] * 99
+        assert len([record for record in caplog.records if record.message == "refused"]) == 20
+        port.resolver.deny(POD, Reason.ROLE_MALFORMED)
+        await port.ask(request(LIST))
+        assert caplog.records[-1].__dict__["reason"] == "role-malformed"
 
     async def test_no_credentials_in_the_log(self, port: Port, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level("DEBUG")
@@ -437,6 +452,28 @@ class TestLimits:
             assert (answer.status, answer.headers["x-kube2iam-denied"]) == (503, "over-limit")
             assert (await port.ask(request(LIST), OTHER)).status == 200
 
+    async def test_strangers_leave_room_for_pods_that_wait(self) -> None:
+        async with scripted_port(max_held=4, max_held_per_pod=2) as port:
+            strangers = [(await port.connect(f"127.0.9.{number}")).send(request(LIST)) for number in range(1, 10)]
+            await until(lambda: port.server.limits.held == 2)
+            pod = (await port.connect()).send(request(REGION))
+            await until(lambda: port.upstream.asked != [])
+            port.upstream.open.set()
+            assert (await pod.reply()).body == b"eu-west-1"
+            assert [(await client.reply()).status for client in strangers] == [503] * 9
+
+    async def test_bytes_that_wait_for_one_pod(self) -> None:
+        async with scripted_port(max_header_bytes=1 << 20, max_connections_per_pod=0) as port:
+            port.resolver.add(POD, "pod")
+            beginning = request(LIST)[:-2] + b"X-aws-ec2-metadata-token: " + b"x" * 300_000
+            clients = [(await port.connect()).send(beginning) for _ in range(30)]
+            await until(lambda: any(client.reader.at_eof() or client.reader.exception() for client in clients))
+            assert (await port.ask(request(LIST), OTHER)).body == b"other-role"
+            assert port.server.limits._kept[POD] <= 4 << 20
+            for client in clients:
+                client.close()
+            await until(lambda: port.server.limits._kept == {})
+
     async def test_time_outs(self) -> None:
         async with scripted_port(header_timeout=1.0, idle_timeout=1.0) as port:
             silent, slow, idle = [await port.connect() for _ in range(3)]
@@ -462,7 +499,7 @@ class TestLimits:
         await until(lambda: len(port.server._connections) == 1)
         (connection,) = port.server._connections
         sent = 0
-        while sent < 20_000 and not connection._stuck:
+        while sent < 200_000 and not connection._stuck:
             client.send(request(CREDENTIALS) * 100)
             sent += 100
             await asyncio.sleep(0.001)
@@ -524,4 +561,4 @@ async def test_a_listener_that_the_loop_gave_up_is_replaced(port: Port) -> None:
     assert acceptor.broken
     client = (await port.connect()).send(request(LIST))
     assert (await client.reply()).body == b"app"
-    assert not acceptor.broken
+    await until(lambda: not acceptor.broken)
