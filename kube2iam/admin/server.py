@@ -1,12 +1,20 @@
 """The operators' port: probes, metrics, and with `--debug` the store."""
 
+import asyncio
+import logging
 import socket
 from collections.abc import Callable, Mapping
+from typing import Any
 from urllib.parse import parse_qs
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
 from kube2iam.admin.health import Page
+
+log = logging.getLogger(__name__)
+
+_MOST_CONNECTIONS = 64
 
 Pages = Mapping[str, Callable[[Mapping[str, list[str]]], Page]]
 """Path -> what renders it from the query's fields."""
@@ -30,7 +38,9 @@ class AdminServer:
 
     async def start(self) -> None:
         """Listen; raises OSError if the port can't be had."""
-        self._runner = web.ServerRunner(web.Server(self._answer), shutdown_timeout=1.0)
+        silent = logging.getLogger(f"{__name__}.http")
+        silent.disabled = True  # aiohttp logs a traceback for whatever is no HTTP, and pods may reach this port
+        self._runner = web.ServerRunner(_BoundedServer(self._answer, logger=silent), shutdown_timeout=1.0)
         await self._runner.setup()
         await web.SockSite(self._runner, _listen(self._port)).start()
 
@@ -42,8 +52,32 @@ class AdminServer:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.method not in {"GET", "HEAD"}:
             return web.Response(status=405, headers={"Allow": "GET, HEAD"})
-        page = answer(self._pages, request.path, request.query_string)
+        try:
+            page = answer(self._pages, request.path, request.query_string)
+        except Exception:
+            log.exception("a page was not rendered", extra={"req.path": request.path})
+            raise
         return web.Response(status=page.status, body=page.body, headers={"Content-Type": page.content_type})
+
+
+class _BoundedServer(web.Server):
+    """Has a number of connections at most: the oldest one makes room, so that nobody can keep the probes out."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._open: dict[RequestHandler, asyncio.Transport] = {}
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        """Take one more."""
+        super().connection_made(handler, transport)
+        self._open[handler] = transport
+        if len(self._open) > _MOST_CONNECTIONS:
+            self._open.pop(next(iter(self._open))).abort()
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        """Forget it."""
+        super().connection_lost(handler, exc)
+        self._open.pop(handler, None)
 
 
 def _listen(port: int) -> socket.socket:
