@@ -23,6 +23,9 @@ _TOKEN_SPARE = 60
 _WITHOUT_TOKEN = 300.0
 _MAX_BODY = 65_536
 _MAX_CONNECTIONS = 32
+_MOST_CONSTANTS = 256
+_SAID_AGAIN = 10.0
+"""Seconds after which a failure is worth another line: pods choose what is asked for, and so what fails."""
 _TOKEN = "X-aws-ec2-metadata-token"  # noqa: S105 - the name of a header
 _TTL = f"{_TOKEN}-ttl-seconds"
 _TOKEN_TEXT = re.compile(rb"[!-~]{1,1024}")
@@ -79,7 +82,8 @@ class Upstream:
         self._token = ""
         self._token_until = float("-inf")
         self._renewal = asyncio.Lock()
-        self._failing = False
+        self._complained = False
+        self._complains_again = float("-inf")
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -161,7 +165,7 @@ class Upstream:
             reply = await self._ask(path)
         except UpstreamError:
             return _UNAVAILABLE
-        if reply.status == 200 and _CONSTANT.fullmatch(path):
+        if reply.status == 200 and _CONSTANT.fullmatch(path) and len(self._constants) < _MOST_CONSTANTS:
             self._constants[path] = reply
         return reply
 
@@ -184,14 +188,18 @@ class Upstream:
         raise error
 
     def _note(self, error: UpstreamError | None) -> None:
-        """Count a failure; log where failures begin and end."""
-        if error is not None:
-            self._failed(error.kind)
-        if error is not None and not self._failing:
+        """Count a failure; log where failures begin and end, but not each time that they come and go."""
+        if error is None:
+            if self._complained:
+                log.info("the metadata service answers again")
+            self._complained = False
+            return
+        self._failed(error.kind)
+        now = self._clock()
+        if not self._complained and now >= self._complains_again:
             log.warning("the metadata service fails", extra={"reason": str(error)})
-        elif error is None and self._failing:
-            log.info("the metadata service answers again")
-        self._failing = error is not None
+            self._complained = True
+            self._complains_again = now + _SAID_AGAIN
 
     async def _ask_with_token(self, path: str) -> _Answer:
         token = await self._current_token()

@@ -281,3 +281,30 @@ async def test_proxies_of_the_environment_are_not_used(imds: ForgivingImds, monk
     client = Upstream(imds.address)
     assert (await client.get("meta-data/hostname")).status == 200
     await client.aclose()
+
+
+async def test_what_is_remembered_is_bounded(imds: ForgivingImds, upstream: Upstream) -> None:
+    for number in range(300):
+        path = f"meta-data/placement/p{number}"
+        imds.extra[path] = "x"
+        assert (await upstream.get(path)).status == 200
+    assert len(upstream._constants) == 256
+
+
+async def test_failures_that_come_and_go_do_not_fill_the_log(
+    imds: ForgivingImds, upstream: Upstream, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
+    async def flicker() -> list[str]:
+        caplog.clear()
+        for status in (500, 200) * 20:
+            imds.status = status
+            await upstream.get("meta-data/hostname")
+        return [record.message for record in caplog.records]
+
+    once = ["the metadata service fails", "the metadata service answers again"]
+    assert await flicker() == once
+    assert await flicker() == []
+    clock.now += 10
+    assert await flicker() == once
