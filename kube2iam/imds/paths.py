@@ -59,6 +59,8 @@ _TOKEN = "/latest/api/token"  # noqa: S105 - the path of the token, not a token
 _ABSOLUTE = re.compile(rb"http://(?:169\.254\.169\.254|\[fd00:ec2::254\])(?::80)?(?=/)")
 _REFUSED = re.compile(rb'[^!-~]|["#<>\\^`{|}]')
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}", re.ASCII)
+_LOOKS_OWN = re.compile(r"api/token|iam/(?:info|security-credentials)", re.IGNORECASE)
+"""What a server that is careless with paths might take for one of the agent's own."""
 _PRINTABLE = re.compile(rb"[!-~]*")
 _LONGEST = 512
 """Characters of a path of the real service; what is longer need not be compared with any pattern."""
@@ -165,7 +167,7 @@ def _below(version: str, path: str, allowlist: Allowlist, *, slash: bool) -> Tar
 
 def _passed_through(version: str, path: str, allowlist: Allowlist, *, slash: bool) -> Target:
     """What `path` asks of the real service. All of `meta-data/iam/` is the agent's own, whatever a pattern says."""
-    no = path.startswith("meta-data/iam/") or len(path) > _LONGEST
+    no = path.startswith("meta-data/iam/") or _LOOKS_OWN.search(path) or len(path) > _LONGEST
     match None if no else allowlist.check(path):
         case Allowed.LEAF:
             return Target(Kind.METADATA, version, path)
