@@ -54,6 +54,12 @@ class Site(HttpLimits, Protocol):
     def keep(self, party: str, size: int) -> bool:
         """Count `size` bytes more (or less) that wait here for `party`. Whether that is not too much."""
 
+    def write_soon(self, transport: asyncio.WriteTransport, data: bytes) -> None:
+        """Write `data` in this turn of the loop, together with what others are to be sent."""
+
+    def write_now(self) -> None:
+        """Write what was to be written soon: nothing may overtake it, and a transport closes without it."""
+
     def handle(self, request: Request, connection: "Connection") -> Reply | Coroutine[Any, Any, Reply]:
         """The reply, or what will return it as a task of the connection. Does not raise."""
 
@@ -132,6 +138,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Take the end of the client's side as the end. It has left, unless answers wait that need nothing but time."""
         self._eof = True
+        self._site.write_now()
         self._ended = self._task is not None or not (self._queue or self._stash)
         return not self._ended
 
@@ -265,8 +272,9 @@ class Connection(asyncio.Protocol):
         site = self._site
         if head is not None and head.keep and not reply.closing and not site.draining:
             self.deadline = site.idle_deadline
-            self.transport.write(reply.render(site.date, head=head.bodiless))
+            site.write_soon(self.transport, reply.render(site.date, head=head.bodiless))
         else:
+            site.write_now()
             self.transport.write(reply.render(site.date_and_close, head=head is not None and head.bodiless))
             self._finish(linger=reply.closing)
 
@@ -306,6 +314,7 @@ class Connection(asyncio.Protocol):
 
         See RFC 9112, section 9.6.
         """
+        self._site.write_now()
         self._ended = True
         self._queue = None
         self._stash = b""

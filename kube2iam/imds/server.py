@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _TICK = 0.5
 _LINGER = 2.0
+_TOGETHER = 64
+"""Replies that wait for one another, for a millisecond or so."""
 _REQUEST_LINE = len("GET  HTTP/1.1")
 _NEVER = float("inf")
 
@@ -48,6 +50,7 @@ class Server:
         self.take_turn = self._turns.take
         self.await_turn = self._turns.wait
         self.keep = self.limits.keep
+        self._unsent: list[tuple[asyncio.WriteTransport, bytes]] = []
         self.handle = dispatch.handle
         self.settle = dispatch.settle
         self.malformed = dispatch.malformed
@@ -128,6 +131,24 @@ class Server:
         self.limits.disconnect(connection.address, stranger=connection.party == STRANGERS)
         if not self._connections:
             self._none_left.set()
+
+    def write_soon(self, transport: asyncio.WriteTransport, data: bytes) -> None:
+        """Write `data` at the end of this turn of the loop, or when enough has come together.
+
+        A client that is written to wakes up, and that costs as much as an answer; one with many connections wakes once.
+        """
+        if not self._unsent:
+            self._loop.call_soon(self.write_now)
+        self._unsent.append((transport, data))
+        if len(self._unsent) >= _TOGETHER:
+            self.write_now()
+
+    def write_now(self) -> None:
+        """Write what was to be written soon."""
+        unsent, self._unsent = self._unsent, []
+        for transport, data in unsent:
+            if not transport.is_closing():
+                transport.write(data)
 
     def _tick(self) -> None:
         """Move the coarse clock on; close what has had its time. One timer for all connections."""

@@ -147,6 +147,10 @@ class TestOrder:
         assert (refused.status, refused.headers["connection"]) == (400, "close")
         assert await client.gone()
 
+    async def test_malformed_bytes_after_a_warm_request_come_after_its_reply(self, port: Port) -> None:
+        client = (await port.connect()).send(request(LIST) + b"\0\r\n\r\n")
+        assert [(await client.reply()).status, (await client.reply()).status] == [200, 400]
+
     async def test_nothing_after_a_closing_request_is_answered(self, port: Port) -> None:
         client = await port.connect()
         client.send(request(LIST, "Connection: close") + request(CREDENTIALS))
