@@ -138,7 +138,7 @@ class Server:
         A client that is written to wakes up, and that costs as much as an answer; one with many connections wakes once.
         """
         if not self._unsent:
-            self._loop.call_soon(self.write_now)
+            self._loop.call_soon(self._end_turn)
         self._unsent.append((transport, data))
         if len(self._unsent) >= _TOGETHER:
             self.write_now()
@@ -149,6 +149,10 @@ class Server:
         for transport, data in unsent:
             if not transport.is_closing():
                 transport.write(data)
+
+    def _end_turn(self) -> None:
+        self.write_now()
+        self._turns.end()
 
     def _tick(self) -> None:
         """Move the coarse clock on; close what has had its time. One timer for all connections."""

@@ -35,6 +35,11 @@ class Turns:
         self._waiting.setdefault(party, deque()).append(step)
         self._schedule()
 
+    def end(self) -> None:
+        """The turn is over. Everyone begins the next one afresh, unless somebody still waits."""
+        if not self._waiting:
+            self._had.clear()
+
     def forget(self) -> None:
         """Forget who has had what; to be called now and then, because parties come and go."""
         self._had.clear()

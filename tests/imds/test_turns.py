@@ -58,3 +58,17 @@ async def test_nothing_is_kept_of_parties_that_went() -> None:
         turns.take(str(number))
     turns.forget()
     assert turns._had == {}
+
+
+async def test_a_new_turn_begins_afresh_unless_somebody_waits() -> None:
+    turns, served = Turns(), list[str]()
+    for _ in range(3):
+        assert all(turns.take("busy") for _ in range(_SHARE))
+        turns.end()
+    while turns.take("busy"):
+        pass
+    turns.wait("busy", partial(served.append, "late"))
+    turns.end()
+    assert not turns.take("busy")
+    await turn()
+    assert served == ["late"]
