@@ -1,6 +1,7 @@
 """When STS as a whole is away: notices it, lets one probe through at a time, and says when it is over. Pure.
 
-A role whose calls fail while others are answered has trouble of its own; that never counts against STS.
+A role whose calls fail while others are answered has trouble of its own; that does not count against STS, as long as
+others are answered.
 """
 
 from collections.abc import Hashable
@@ -13,6 +14,10 @@ _FIRST, _LONGEST = 1.5, 6.0
 """Seconds from one probe's start to the next one's; grows from the one to the other."""
 _REST = 0.5
 """Seconds after a probe's end, however long it took."""
+_OTHERS = 3
+"""Answers to others between two failures of a request that show its trouble to be its own; one may be luck."""
+_QUIET = 30.0
+"""Seconds without an answer to anybody after which a request's own trouble is everyone's again."""
 
 
 class Breaker:
@@ -25,6 +30,7 @@ class Breaker:
         """Not before this moment may the next probe go."""
         self._probes = 0
         self._answers = 0
+        self._answered_at = float("-inf")
         self._failed_at: dict[Hashable, int] = {}
         self._own: set[Hashable] = set()
         self._failing: dict[Hashable, Fault] = {}
@@ -36,10 +42,10 @@ class Breaker:
 
     def failed(self, key: Hashable, fault: Fault, *, began: float, now: float, spread: float) -> bool:
         """A call for `key` that `began` then failed for a transient cause; True if that opens the breaker."""
-        if self._failed_at.get(key, self._answers) < self._answers:
+        if self._answers - self._failed_at.get(key, self._answers) >= _OTHERS:
             self._own.add(key)
         self._failed_at[key] = self._answers
-        if key not in self._own:
+        if key not in self._own or now - self._answered_at > _QUIET:
             self._failing.pop(key, None)
             self._failing[key] = fault
         was_open = self.fault is not None
@@ -50,14 +56,14 @@ class Breaker:
             self._probes = min(self._probes + 1, 20)
         return self.fault is not None and not was_open
 
-    def answered(self, key: Hashable) -> bool:
+    def answered(self, key: Hashable, *, now: float) -> bool:
         """STS answered a call for `key`; True if that ends a common trouble, and every memory of it."""
         self._answers += 1
+        self._answered_at = now
         over = bool(self._failing) or self.fault is not None
+        self._own.difference_update(self._failing)
         self.forget(key)
-        self._failing.clear()
-        self._probes = 0
-        self.fault = None
+        self._end()
         return over
 
     def knows(self, key: Hashable) -> bool:
@@ -71,5 +77,12 @@ class Breaker:
     def forget(self, key: Hashable) -> None:
         """Nobody asks for `key` any more, or it was answered."""
         self._failed_at.pop(key, None)
-        self._failing.pop(key, None)
         self._own.discard(key)
+        if self._failing.pop(key, None) is not None and not self._failing:
+            self._end()
+
+    def _end(self) -> None:
+        """Nobody is left whose trouble may be that of STS."""
+        self._failing.clear()
+        self._probes = 0
+        self.fault = None

@@ -12,14 +12,15 @@ from kube2iam.domain.roles import AssumeRoleRequest, Credentials
 from kube2iam.sts.entry import Entry, EntryState, Hits, state
 from kube2iam.sts.errors import Fault, Kind
 from kube2iam.sts.flight import CredentialSource, Flights, StsMeter
-from kube2iam.sts.freshness import Session
-from kube2iam.sts.gate import Change, Gate, Priority, Turn
+from kube2iam.sts.freshness import PROMISED, Session
+from kube2iam.sts.gate import Gate
 from kube2iam.sts.memory import remembered
+from kube2iam.sts.turn import Change, Priority, Turn
 
 log = logging.getLogger(__name__)
 
-CALM_ABOVE = 600.0
-"""Seconds of life above which a refresh is in no hurry."""
+CALM_ABOVE, URGENT_BELOW = PROMISED + 60.0, 600.0
+"""Seconds of life above which a refresh is in no hurry, and below which it does not wait for others."""
 WATCH = 30.0
 """Seconds between two looks at the clocks."""
 MOST_ROLES = 1000
@@ -207,10 +208,13 @@ class CredentialCache:
             return
         if entry.timer:
             entry.timer.cancel()
-        entry.turn = Turn(entry.request, priority, slow=entry.slow)
+        entry.turn = Turn(entry.request, priority, slow=entry.slow, since=entry.tried)
         if entry.session is not None:
-            now = self._monotonic()
-            entry.turn.calm_until = now + entry.session.remaining(self._clock(), now) - CALM_ABOVE
+            now, session = self._monotonic(), entry.session
+            urgent = now + session.remaining(self._clock(), now) - URGENT_BELOW
+            # A wall clock that jumps is no reason to hurry: it may be wrong, and then haste would never end.
+            entry.turn.calm_until = min(session.since + session.life - CALM_ABOVE, urgent)
+            entry.turn.urgent_from = urgent
         entry.flight = asyncio.get_running_loop().create_task(self._fly(entry, entry.turn))
 
     async def _fly(self, entry: Entry, turn: Turn) -> None:
@@ -219,7 +223,7 @@ class CredentialCache:
             outcome = await self._flights.obtain(entry.request, turn)
         finally:
             entry.flight = entry.turn = None
-        entry.slow = turn.slow
+        entry.slow, entry.tried = turn.slow, turn.since
         if isinstance(outcome, Fault):
             self._remember(entry, outcome)
             entry.tell(outcome)
@@ -257,8 +261,9 @@ class CredentialCache:
         if change is Change.AWAY and self._gate.fault:
             log.error("STS cannot be used", extra=_fields(self._gate.fault))
             for entry in self._entries.values():
-                if entry.turn and not entry.turn.out:
-                    entry.tell(self._gate.fault)
+                known = self._gate.refuses(entry.turn) if entry.turn else None
+                if known is not None:
+                    entry.tell(known)
         elif change is Change.BACK:
             for entry in self._entries.values():
                 if entry.fault and not entry.fault.kind.permanent and not self._gate.is_own_trouble(entry.request):

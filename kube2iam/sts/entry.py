@@ -7,7 +7,7 @@ from kube2iam.domain.errors import Denial
 from kube2iam.domain.roles import AssumeRoleRequest, Credentials
 from kube2iam.sts.errors import Fault
 from kube2iam.sts.freshness import Session
-from kube2iam.sts.gate import Turn
+from kube2iam.sts.turn import Turn
 
 LINGER = 300.0
 """Seconds that a request is kept after the last pod that used it has gone: the next job often uses it again."""
@@ -48,6 +48,8 @@ class Entry:
     waiters: set[asyncio.Future[Credentials | Fault]] = field(default_factory=set)
     slow: bool = False
     """The last call took more than a second."""
+    tried: float = 0.0
+    """When the last call went out."""
     wanted: bool = False
     """A live pod may use it."""
     left: float = NEVER

@@ -10,7 +10,8 @@ from typing import Protocol
 from kube2iam.domain.roles import AssumeRoleRequest, Credentials
 from kube2iam.sts.errors import TIMEOUTS, Fault, StsError, fault
 from kube2iam.sts.freshness import SERVED_ABOVE, Session, begin
-from kube2iam.sts.gate import SHORT, Change, Gate, Turn
+from kube2iam.sts.gate import SHORT, Gate
+from kube2iam.sts.turn import Change, Turn
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +64,12 @@ class Flights:
         self._spread = spread
 
     async def obtain(self, request: AssumeRoleRequest, turn: Turn) -> Session | Fault:
-        """Up to three attempts, as long as the trouble may pass and STS is not away as a whole."""
+        """Up to three attempts, as long as the trouble may soon pass: STS is not away, nor is it the request's own."""
         outcome = await self._attempt(request, turn)
         for pause in PAUSES:
-            if not isinstance(outcome, Fault) or not outcome.passing or self._gate.fault:
+            if not isinstance(outcome, Fault) or not outcome.passing:
+                break
+            if self._gate.fault or self._gate.is_own_trouble(request):
                 break
             await asyncio.sleep(pause * (0.5 + self._spread()))
             outcome = await self._attempt(request, turn)

@@ -5,12 +5,11 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from enum import Enum, IntEnum
 
 from kube2iam.sts.breaker import Breaker
 from kube2iam.sts.errors import Fault, Kind
 from kube2iam.sts.rate import Rate
+from kube2iam.sts.turn import Change, Priority, Turn
 
 CALLS = 64
 """Calls to STS at once."""
@@ -18,51 +17,10 @@ LONG_CALLS = CALLS // 2
 """Of these, calls that may take longer than `SHORT` seconds."""
 LONG = 5.0
 """Seconds that a call may take."""
+HURRIED = 5
+"""Refreshes of sessions that pass the promised life go this many times as fast as others."""
 SHORT = 1.0
 """Seconds after which a call is given up and asked again as a slow one, where `LONG_CALLS` others are out already."""
-
-
-class Priority(IntEnum):
-    """What goes first."""
-
-    WAITING = 0
-    """A pod waits for it."""
-    REFRESH = 1
-    """Pods are served, from a session that passes its half life."""
-    PREFETCH = 2
-    """Nobody asked yet."""
-
-
-class Change(Enum):
-    """What the end of a call shows of STS."""
-
-    NONE = "none"
-    AWAY = "away"
-    """STS stopped answering: nothing but probes goes out until it answers."""
-    BACK = "back"
-    """STS answers again."""
-
-
-@dataclass(slots=True, eq=False)
-class Turn:
-    """One flight's place in the queue, and then its ticket."""
-
-    key: Hashable
-    priority: Priority
-    slow: bool = False
-    """It took longer than `SHORT` the last time."""
-    calm_until: float = 0.0
-    """Monotonic seconds until which a refresh may wait for its own second; after that it is in a hurry."""
-    patience: float = 0.0
-    """Seconds that its call may take; 0 while none is out."""
-    since: float = 0.0
-    """When its call went out."""
-    admitted: asyncio.Future[None] | None = None
-
-    @property
-    def out(self) -> bool:
-        """Whether its call is out."""
-        return self.patience > 0
 
 
 class Gate:
@@ -82,10 +40,10 @@ class Gate:
         self._lanes: dict[Priority, deque[Turn]] = {priority: deque() for priority in Priority}
         self._calls: set[Turn] = set()
         self._opened = False
-        self._next_refresh = 0.0
+        self._next_refresh = {True: 0.0, False: 0.0}
         self._timer: asyncio.TimerHandle | None = None
         self.spacing = 1.0
-        """Seconds between two refreshes that are in no hurry."""
+        """Seconds between two refreshes that are in no hurry; a `HURRIED` part of it between those that are."""
 
     @property
     def in_flight(self) -> int:
@@ -169,7 +127,7 @@ class Gate:
         now = self._monotonic()
         if fault is None or fault.kind.permanent:
             away = self._breaker.fault is not None
-            over = self._breaker.answered(turn.key)
+            over = self._breaker.answered(turn.key, now=now)
             if away:
                 self._rate.start_slowly(now)
             return Change.BACK if over else Change.NONE
@@ -201,29 +159,52 @@ class Gate:
         long_free = self._long_calls() < LONG_CALLS
         later = 0.0
         for priority, lane in self._lanes.items():
-            turn = next((turn for turn in lane if long_free or not turn.slow), None)
-            if turn is None:
-                continue
-            calm = min(self._next_refresh, turn.calm_until) if priority is Priority.REFRESH else now
-            if calm <= now:
+            may_go = (turn for turn in lane if long_free or not turn.slow)
+            if priority is Priority.REFRESH:
+                turn, later = self._choose_refresh(sorted(may_go, key=lambda turn: turn.calm_until), now)
+            else:
+                turn = next(may_go, None)
+            if turn is not None:
                 return turn, 0.0
-            later = calm - now
         return None, later
 
+    def _choose_refresh(self, by_need: list[Turn], now: float) -> tuple[Turn | None, float]:
+        """As `_choose`, of refreshes: each in its own second; those that are in a hurry at a pace of their own."""
+        later = float("inf")
+        for calm in (False, True):
+            turn = next((turn for turn in by_need if (now < turn.calm_until) is calm), None)
+            if turn is not None:
+                at = min(self._next_refresh[calm], turn.calm_until if calm else turn.urgent_from)
+                if at <= now:
+                    return turn, 0.0
+                later = min(later, at - now)
+        return None, later if by_need else 0.0
+
     def _choose_probe(self, now: float) -> tuple[Turn | None, float]:
-        """As `_choose`, while STS is away: one at a time, at once for a pod whose request was not tried yet."""
-        if self._calls or not any(self._lanes.values()):
+        """As `_choose`, while STS is away: at once for a pod whose request was not tried yet, else one at a time.
+
+        Whatever was tried least lately is tried next, be it urgent or not: what nobody has an answer for may hang by
+        itself, and must not keep from STS those who would show that it is well.
+        """
+        if len(self._calls) < LONG_CALLS:
+            untried = next((turn for turn in self._lanes[Priority.WAITING] if self._is_untried(turn)), None)
+            if untried is not None:
+                return untried, 0.0
+        queued = [turn for lane in self._lanes.values() for turn in lane]
+        if self._calls or not queued:
             return None, 0.0
-        untried = (turn for turn in self._lanes[Priority.WAITING] if not self._breaker.knows(turn.key))
-        turn = next(untried, None)
-        if turn is None and now < self._breaker.probe_at:
+        if now < self._breaker.probe_at:
             return None, self._breaker.probe_at - now
-        return turn or next(turn for lane in self._lanes.values() for turn in lane), 0.0
+        return min(queued, key=lambda turn: (self._breaker.is_own(turn.key), turn.since)), 0.0
+
+    def _is_untried(self, turn: Turn) -> bool:
+        return not (turn.slow or self._breaker.knows(turn.key) or self._breaker.is_own(turn.key))
 
     def _let_out(self, turn: Turn, now: float) -> None:
         self._lanes[turn.priority].remove(turn)
         if turn.priority is Priority.REFRESH:
-            self._next_refresh = now + self.spacing
+            calm = now < turn.calm_until
+            self._next_refresh[calm] = now + self.spacing / (1 if calm else HURRIED)
         turn.since = now
         turn.patience = LONG if self._long_calls() < LONG_CALLS else SHORT
         self._calls.add(turn)
