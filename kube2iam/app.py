@@ -31,8 +31,13 @@ from kube2iam.sts.discover import discover_base_arn, discover_default_role
 
 log = logging.getLogger(__name__)
 
-WARMING = 5.0
-"""Seconds that a fresh agent may take to fetch its pods' credentials before it is ready without them."""
+READY_AFTER = 4.5
+"""Seconds after its start when a fresh agent is ready without the credentials that are still missing.
+
+With the half second that the interpreter takes before that it makes five.
+"""
+LEAST_WARMING = 2.0
+"""Seconds that it takes all the same to fetch them, where its pods become known late."""
 
 Loop = Callable[[], Coroutine[Any, Any, None]]
 
@@ -72,6 +77,7 @@ class Agent:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._begun = asyncio.get_running_loop().time()
         self._settings = settings = parts.settings
         self._health = checks.health_of(parts)
         self._pages = dict(checks.pages_of(parts, self._health))
@@ -216,7 +222,8 @@ class Agent:
     async def _warm(self) -> None:
         """Fetch the whole node's credentials before it is ready, or say which are missing."""
         await self._parts.prefetch.primed.wait()
-        missing = await self._parts.cache.warm(WARMING)
+        age = asyncio.get_running_loop().time() - self._begun
+        missing = await self._parts.cache.warm(max(READY_AFTER - age, LEAST_WARMING))
         self._parts.warmed = True
         if missing:
             roles = sorted({str(request.arn) for request in missing})

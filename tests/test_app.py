@@ -3,10 +3,13 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kube2iam.app import READY_AFTER
 from tests.fakes.world import BASE, EXECUTABLE, HOST_IP, NODE, ROLES, World, world
 
 POD = "127.0.0.2"
@@ -147,6 +150,29 @@ async def test_sts_away_is_not_the_agents_fault(around: World) -> None:
         status, text = await agent.page("/readyz?verbose")
         assert status == 200
         assert "[!]credentials degraded" in text
+
+
+async def test_roles_that_hang_keep_it_from_being_ready_for_5_seconds_at_most(around: World) -> None:
+    around.pod("a", POD)
+    around.sts.delay = 60
+    async with around.agent(ready=False) as agent:
+        begun = moment(await agent.heard("starting"))
+        assert moment(await agent.heard("ready")) - begun == pytest.approx(READY_AFTER, abs=0.4)
+        assert (await agent.heard("ready without some roles' credentials"))["roles"] == f"{BASE}app"
+        assert "[!]credentials degraded" in (await agent.page("/readyz?verbose"))[1]
+
+
+async def test_it_is_not_ready_before_its_pods_credentials_are_here(around: World) -> None:
+    around.pod("a", POD)
+    around.sts.delay = 1.5
+    async with around.agent() as agent:
+        assert (await agent.credentials(POD)).seconds < 0.5
+        assert len(around.sts.asked) == 1
+
+
+def moment(line: dict[str, Any]) -> float:
+    """When a line was logged, in seconds."""
+    return datetime.fromisoformat(line["time"]).timestamp()
 
 
 async def test_the_nodes_own_credentials_are_named_and_no_pod_is_blamed(around: World) -> None:
