@@ -95,7 +95,10 @@ class Parts:
             source = make_source(signer=intermediate)
             self.sources.insert(0, source)
         cache = CredentialCache(
-            FittedDurations(source), error_ttl=settings.iam_role_error_ttl, meter=meter, failed=self._sts_failed
+            FittedDurations(source, chained=intermediate is not None),
+            error_ttl=settings.iam_role_error_ttl,
+            meter=meter,
+            failed=self._sts_failed,
         )
         return cache, intermediate
 

@@ -282,10 +282,13 @@ class CredentialCache:
 
     def _due(self, entry: Entry) -> None:
         entry.timer = None
-        if not entry.lives(self._monotonic()):
-            self._drop(entry)
-        else:
+        if entry.lives(self._monotonic()):
             self._launch(entry, Priority.REFRESH if self._serves(entry) else Priority.PREFETCH)
+        elif entry.session is not None and entry.session.credentials.provisional:
+            entry.session = entry.session.kept()
+            self._plan(entry)
+        else:
+            self._drop(entry)
 
     def _drop(self, entry: Entry) -> None:
         """Forget `entry`, unless its call is out: that ends in a moment."""

@@ -4,7 +4,7 @@ The wall clock knows when AWS ends the session, the monotonic clock how long ago
 other is right (suspend, a stepped NTP clock), so the shorter answer counts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kube2iam.domain.roles import Credentials
 
@@ -13,6 +13,8 @@ SERVED_ABOVE = 60.0
 PROMISED = 25 * 60.0
 """Seconds of life that a pod's credentials have while STS works: the greediest SDK extends what has less than that."""
 _EARLIEST, _LATEST = 0.45, 0.55
+_PROVISIONAL = 60.0, 90.0
+"""Seconds after which a session is renewed for which a longer one may be had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,8 @@ class Session:
     since: float
     life: float
     refresh_below: float
-    """Seconds of remaining life at which they are to be renewed: half, give or take a tenth."""
+    """Seconds of remaining life at which they are to be renewed: half, give or take a tenth; if they are provisional,
+    all but a minute."""
 
     @property
     def served_until(self) -> tuple[float, float]:
@@ -39,9 +42,19 @@ class Session:
         """Seconds of life left by the clock that leaves less."""
         return min(self.credentials.remaining(wall), self.since + self.life - monotonic)
 
+    def kept(self) -> "Session":
+        """The same, to be renewed at half life although a longer one may be had: nobody uses it at present."""
+        return replace(self, credentials=replace(self.credentials, provisional=False), refresh_below=self.life / 2)
+
 
 def begin(credentials: Credentials, *, duration: float, since: float, spread: float) -> Session:
     """The session of `credentials` just obtained for `duration` seconds at most; `spread` is random in [0, 1)."""
     life = min(float(duration), credentials.remaining(credentials.issued))
-    age = life * (_EARLIEST + (_LATEST - _EARLIEST) * spread)
+    age = life * _between(_EARLIEST, _LATEST, spread)
+    if credentials.provisional:
+        age = min(age, _between(*_PROVISIONAL, spread))
     return Session(credentials, since, life, life - age)
+
+
+def _between(low: float, high: float, spread: float) -> float:
+    return low + (high - low) * spread
