@@ -211,10 +211,13 @@ class Agent:
         """Learn the base ARN and the default role of `--auto-discover-…`; until then nothing is decided."""
         parts, settings = self._parts, self._settings
         await parts.cache.ready.wait()
-        base = await discover_base_arn(parts.upstream, parts.sources[0].caller)
+        if parts.intermediate is not None:
+            await parts.intermediate.ready.wait()
+        node = parts.sources[-1]  # the role of `--assume-role-arn` may be of another account
+        base = parts.resolver.policy.base or await discover_base_arn(parts.upstream, node.caller)
         default = settings.default_role
         if settings.auto_discover_default_role:
-            default = str(await discover_default_role(parts.upstream, parts.sources[0].caller))
+            default = str(await discover_default_role(parts.upstream, node.caller))
         log.info("discovered", extra={"base.role.arn": str(base), "default.role": default})
         parts.resolver.policy = replace(parts.resolver.policy, base=base, default_role=default, discovering=False)
         parts.prefetch.changed()

@@ -283,6 +283,36 @@ async def test_discovery_of_base_arn_and_default_role(around: World) -> None:
         }
 
 
+async def test_a_base_arn_that_is_given_stays_where_the_default_role_is_discovered(around: World) -> None:
+    around.pod("a", POD)
+    around.pod("b", "127.0.0.3", None)
+    around.imds.extra = {
+        "meta-data/iam/info": json.dumps(
+            {"InstanceProfileArn": "arn:aws:iam::999999999999:instance-profile/node-role"}
+        ),
+        "meta-data/iam/security-credentials": "node-role",
+    }
+    async with around.agent("--auto-discover-default-role") as agent:
+        assert (await agent.credentials(POD)).status == 200
+        assert (await agent.ask("127.0.0.3", ROLES)).body == b"node-role"
+        assert {asked["RoleArn"] for asked in around.sts.asked if "RoleArn" in asked} == {
+            f"{BASE}app",
+            "arn:aws:iam::999999999999:role/node-role",
+        }
+
+
+async def test_discovery_asks_who_the_agent_is_and_not_the_intermediate_role(around: World) -> None:
+    around.pod("a", POD)
+    around.imds.status = 404
+    hub = "arn:aws:iam::888888888888:role/hub"
+    async with around.agent("--base-role-arn=", "--auto-discover-base-arn", f"--assume-role-arn={hub}") as agent:
+        assert (await agent.credentials(POD)).status == 200
+        assert {asked["RoleArn"] for asked in around.sts.asked if "RoleArn" in asked} == {
+            hub,
+            "arn:aws:iam::777777777777:role/app",
+        }
+
+
 async def test_an_intermediate_role_is_assumed_first(around: World) -> None:
     around.pod("a", POD)
     async with around.agent(f"--assume-role-arn={BASE}hub") as agent:

@@ -50,6 +50,10 @@ class UpstreamError(Exception):
         """`timeout`, `connection`, `too-long` or `status`."""
 
 
+class AbsentError(UpstreamError, LookupError):
+    """The real service answered that there is no such thing."""
+
+
 class _Answer(NamedTuple):
     status: int
     body: bytes
@@ -115,9 +119,8 @@ class Upstream:
             return _UNAVAILABLE
 
     async def text(self, path: str) -> str:
-        """The value of an allowed path, for the agent itself; raises UpstreamError."""
-        reply = await self.get(path)
-        return _text(reply, path)
+        """The value of an allowed path, for the agent itself; raises UpstreamError, AbsentError where it has none."""
+        return _text(self.peek(path) or await self._ask(path), path)
 
     async def instance_id(self) -> str:
         """The instance's id, asked for anew each time; raises UpstreamError where the service is away."""
@@ -127,7 +130,7 @@ class Upstream:
     async def node_profile_arn(self) -> str:
         """The ARN of the node's own instance profile. For `--auto-discover-base-arn`; never for a pod.
 
-        Raises UpstreamError.
+        Raises UpstreamError, AbsentError where there is none.
         """
         path = "meta-data/iam/info"
         try:
@@ -141,7 +144,7 @@ class Upstream:
     async def node_role_name(self) -> str:
         """The name of the node's own role. For `--auto-discover-default-role`; never for a pod.
 
-        Raises UpstreamError.
+        Raises UpstreamError, AbsentError where there is none.
         """
         path = "meta-data/iam/security-credentials/"
         return _text(await self._ask(path), path).splitlines()[0]
@@ -256,7 +259,9 @@ async def _read(stream: aiohttp.StreamReader) -> bytes:
 
 
 def _text(reply: Reply, path: str) -> str:
-    text = reply.body.decode("utf-8", "replace").strip() if reply.status == 200 else ""
+    if reply.status == 404:
+        raise AbsentError("status", f"the metadata service has no {path}")
+    text = reply.body.decode("utf-8", "replace").strip()
     if not text:
-        raise UpstreamError("status", f"the metadata service has no {path}")
+        raise UpstreamError("status", f"{path} of the metadata service is empty")
     return text

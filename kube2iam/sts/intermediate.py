@@ -22,6 +22,11 @@ class IntermediateRole:
         self._cache = cache
         self._request = request
 
+    @property
+    def ready(self) -> asyncio.Event:
+        """The source of the session is open."""
+        return self._cache.ready
+
     async def run(self) -> None:
         """Keep the role's session fresh for ever."""
         self._cache.want([self._request])

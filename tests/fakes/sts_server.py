@@ -1,6 +1,7 @@
 """STS over HTTP as a test scripts it: a delay, a fault, and what was asked."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ _ANSWER = """<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15
 <AccessKeyId>ASIA{number:016}</AccessKeyId><SecretAccessKey>secret-{number}</SecretAccessKey>
 <SessionToken>session-{number}{padding}</SessionToken><Expiration>{expiration}</Expiration></Credentials>
 </AssumeRoleResult></AssumeRoleResponse>"""
+_CALLER = """<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><GetCallerIdentityResult>
+<Arn>{arn}</Arn><UserId>x</UserId><Account>x</Account></GetCallerIdentityResult></GetCallerIdentityResponse>"""
 _ERROR = "<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>no</Message></Error></ErrorResponse>"
 
 
@@ -27,6 +30,8 @@ class StsServer:
     """HTTP status and AWS error code of every answer."""
     padding: str = ""
     """Makes session tokens as long as AWS's."""
+    node: str = "arn:aws:sts::777777777777:assumed-role/agents/i-0abc"
+    """Who signs with keys that were not given out here."""
     url: str = ""
     asked: list[dict[str, str]] = field(default_factory=list)
     """The parameters of every call, in order."""
@@ -40,6 +45,10 @@ class StsServer:
         if self.fault is not None:
             status, code = self.fault
             return web.Response(status=status, text=_ERROR.format(code=code), content_type="text/xml")
+        if fields.get("Action") == "GetCallerIdentity":
+            given = re.search(r"Credential=ASIA(\d{16})/", request.headers.get("Authorization", ""))
+            arn = f"{self.asked[int(given[1]) - 1]['RoleArn'].replace(':role/', ':assumed-role/')}/x" if given else None
+            return web.Response(text=_CALLER.format(arn=arn or self.node), content_type="text/xml")
         end = datetime.now(UTC) + timedelta(seconds=int(fields.get("DurationSeconds", "3600")))
         text = _ANSWER.format(
             arn=fields["RoleArn"], number=number, padding=self.padding, expiration=f"{end:%Y-%m-%dT%H:%M:%SZ}"

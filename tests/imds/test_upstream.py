@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 
@@ -255,8 +256,26 @@ async def test_what_the_agent_asks_for_itself(imds: ForgivingImds, upstream: Ups
     for ask in (upstream.instance_id, upstream.node_role_name, upstream.node_profile_arn):
         with pytest.raises(UpstreamError):
             await ask()
-    with pytest.raises(UpstreamError):
+    with pytest.raises(UpstreamError, match="answered 500"):
         await upstream.text("meta-data/local-hostname")
+
+
+async def test_what_the_service_does_not_have_is_told_apart_from_one_that_does_not_answer(
+    imds: ForgivingImds, upstream: Upstream
+) -> None:
+    asks = (upstream.node_role_name, upstream.node_profile_arn, partial(upstream.text, "meta-data/placement/region"))
+    imds.status = 404
+    for ask in asks:
+        with pytest.raises(LookupError, match="the metadata service has no meta-data/"):
+            await ask()
+    for imds.status in (403, 500, 503):
+        for ask in asks:
+            with pytest.raises(UpstreamError, match=f"answered {imds.status}") as error:
+                await ask()
+            assert not isinstance(error.value, LookupError)
+    imds.delay = 5
+    with pytest.raises(UpstreamError, match=r"took over 0\.75 s"):
+        await upstream.text("meta-data/placement/region")
 
 
 @pytest.mark.parametrize("body", ["", "x", "[]", "{}", '{"InstanceProfileArn": 1}'])

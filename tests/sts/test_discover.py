@@ -1,14 +1,17 @@
 """What the agent asks about its own node."""
 
+import asyncio
 import logging
 from dataclasses import dataclass, field
 
 import pytest
 
-from kube2iam.sts.discover import discover_base_arn, discover_default_role, discover_region
+from kube2iam.sts.discover import LATE, discover_base_arn, discover_default_role, discover_region
 from tests.fakes.exact_time import exact_time
 
 ACCOUNT = "123456789012"
+ABSENT = LookupError("the metadata service has no meta-data/iam/info")
+AWAY = TimeoutError("the metadata service took over 0.75 s")
 
 
 @dataclass
@@ -70,15 +73,44 @@ async def test_the_base_arn_is_that_of_the_nodes_account_and_partition(profile: 
 
 
 @exact_time
-async def test_without_a_profile_sts_knows_the_account() -> None:
-    metadata = Metadata(profile=[OSError("no profile")])
-    assert str(await discover_base_arn(metadata, node)) == f"arn:aws-cn:iam::{ACCOUNT}:role/"
+async def test_where_the_node_has_no_profile_sts_knows_the_account_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert str(await discover_base_arn(Metadata(profile=[ABSENT]), node)) == f"arn:aws-cn:iam::{ACCOUNT}:role/"
+    assert asyncio.get_running_loop().time() == 0
+    (record,) = caplog.records
+    assert record.levelname == "INFO"
+    assert vars(record)["identity"] == await node()
+
+
+@pytest.mark.parametrize("error", [AWAY, ConnectionRefusedError(), RuntimeError("the metadata service answered 503")])
+@exact_time
+async def test_a_metadata_service_that_is_late_is_waited_for(error: Exception) -> None:
+    """Another account would be wrong for every pod: the node's own is worth half a minute."""
+    metadata = Metadata(profile=[*[error] * 6, "arn:aws:iam::999999999999:instance-profile/nodes"])
+    assert str(await discover_base_arn(metadata, node)) == "arn:aws:iam::999999999999:role/"
+    metadata = Metadata(role=[*[error] * 6, "nodes"])
+    assert str(await discover_default_role(metadata, node)) == f"arn:aws:iam::{ACCOUNT}:role/nodes"
+
+
+@exact_time
+async def test_one_that_stays_away_is_replaced_by_the_agents_identity_which_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    began = asyncio.get_running_loop().time()
+    assert str(await discover_base_arn(Metadata(profile=[AWAY]), node)) == f"arn:aws-cn:iam::{ACCOUNT}:role/"
+    assert LATE <= asyncio.get_running_loop().time() - began < LATE + 10
+    first, second = caplog.records
+    assert "no base role ARN yet" in first.message
+    assert "does not answer" in second.message
+    assert vars(second)["identity"] == await node()
+    assert "0.75 s" in vars(second)["reason"]
 
 
 @exact_time
 async def test_where_neither_knows_it_is_tried_again() -> None:
-    metadata = Metadata(profile=[*[OSError("away")] * 4, f"arn:aws:iam::{ACCOUNT}:instance-profile/nodes"])
+    metadata = Metadata(profile=[*[AWAY] * 20, f"arn:aws:iam::{ACCOUNT}:instance-profile/nodes"])
     assert str(await discover_base_arn(metadata, nobody)) == f"arn:aws:iam::{ACCOUNT}:role/"
+    assert asyncio.get_running_loop().time() > LATE
 
 
 @pytest.mark.parametrize(
@@ -100,10 +132,11 @@ async def test_the_default_role_and_its_path_where_it_can_be_known(
     assert bool(caplog.records) is warns
 
 
+@pytest.mark.parametrize(("error", "at_once"), [(ABSENT, True), (AWAY, False)])
 @exact_time
-async def test_without_a_metadata_service_the_agents_identity_is_the_default_role() -> None:
-    metadata = Metadata(role=[OSError("away")])
-    assert str(await discover_default_role(metadata, node)) == f"arn:aws-cn:iam::{ACCOUNT}:role/workers"
+async def test_without_a_role_of_the_node_the_agents_own_is_the_default_role(error: Exception, at_once: bool) -> None:
+    assert str(await discover_default_role(Metadata(role=[error]), node)) == f"arn:aws-cn:iam::{ACCOUNT}:role/workers"
+    assert (asyncio.get_running_loop().time() == 0) is at_once
 
 
 @exact_time
@@ -115,6 +148,6 @@ async def test_an_identity_that_is_no_role_is_said(caplog: pytest.LogCaptureFixt
         asked += 1
         return f"arn:aws:iam::{ACCOUNT}:user/alice" if asked < 3 else await node()
 
-    metadata = Metadata(role=[OSError("away")])
-    assert (await discover_default_role(metadata, caller)).name == "workers"
-    assert "is no role" in vars(caplog.records[0])["reason"]
+    assert (await discover_default_role(Metadata(role=[ABSENT]), caller)).name == "workers"
+    (reason,) = [vars(record)["reason"] for record in caplog.records if "no default role yet" in record.message]
+    assert f"arn:aws:iam::{ACCOUNT}:user/alice is no role" in reason
