@@ -35,6 +35,10 @@ class Client:
     tools: tuple[str, ...] = ()
     keeps_token: bool = False
     """Whether its chain uses one IMDSv2 session token for more than one round of requests."""
+    patience: float = 1.0
+    """Seconds after which it cuts a request."""
+    start: float = 1.0
+    """Seconds that it may take until it asks, and from the answer on: its own time, on a machine with other work."""
 
     @property
     def sources(self) -> Path:
@@ -63,7 +67,7 @@ MAVEN = ("mvn", "--quiet", "--batch-mode", "process-classes")
 
 CLIENTS = (
     Client("boto3", "boto3", run=(sys.executable, "-P", "{here}/whoami.py")),
-    Client("AWS CLI", "cli", run=("sh", "{here}/whoami.sh")),
+    Client("AWS CLI", "cli", run=("sh", "{here}/whoami.sh"), start=4.0),
     Client(
         "Go v2",
         "go-v2",
@@ -71,10 +75,11 @@ CLIENTS = (
         build=("go", "build", "-o", "whoami", "."),
         tools=("go",),
         keeps_token=True,
+        patience=0.5,
     ),
     Client("JavaScript v3", "js-v3", run=("node", "{here}/whoami.mjs"), build=NPM, tools=("node", "npm")),
     Client("JavaScript v2", "js-v2", run=("node", "{here}/whoami.js"), build=NPM, tools=("node", "npm")),
-    Client("Java v2", "java-v2", run=(*JAVA, "WhoAmI"), build=MAVEN, tools=("java", "javac", "mvn")),
+    Client("Java v2", "java-v2", run=(*JAVA, "WhoAmI"), build=MAVEN, tools=("java", "javac", "mvn"), start=5.0),
     Client("Java v1", "java-v1", run=(*JAVA, "WhoAmI"), build=MAVEN, tools=("java", "javac", "mvn")),
     Client(
         "Rust",

@@ -13,11 +13,14 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import IO
+from urllib.parse import parse_qs
 
 import aiohttp
 import boto3
@@ -71,6 +74,8 @@ class SlowSts:
 
     def __init__(self, http: aiohttp.ClientSession) -> None:
         self.seconds = 0.0
+        self.calls: Counter[str] = Counter()
+        """How often each role was asked for."""
         self._http = http
 
     def app(self) -> web.Application:
@@ -81,7 +86,10 @@ class SlowSts:
 
     async def _pass_on(self, request: web.Request) -> web.Response:
         end = asyncio.get_running_loop().time() + self.seconds
-        async with self._http.post(ENDPOINT, headers=request.headers, data=await request.read()) as answer:
+        asked = await request.read()
+        for arn in parse_qs(asked.decode()).get("RoleArn", []):
+            self.calls[arn.rpartition("/")[2]] += 1
+        async with self._http.post(ENDPOINT, headers=request.headers, data=asked) as answer:
             body = await answer.read()
         await asyncio.sleep(end - asyncio.get_running_loop().time())
         return web.Response(status=answer.status, body=body, content_type="text/xml")
@@ -106,6 +114,74 @@ class FirstPacket:
             async with asyncio.timeout(PATIENCE):
                 while (await loop.sock_recv(self._socket, 64))[16:20] != self._wanted:
                     pass
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A request and its answer, as the agent's log has them."""
+
+    remote: str
+    method: str
+    path: str
+    status: int
+    seconds: float
+    """Between the two."""
+    answered: float
+    """When, by the wall clock."""
+
+    @property
+    def came(self) -> float:
+        """When it came, by the wall clock."""
+        return self.answered - self.seconds
+
+    @classmethod
+    def from_line(cls, line: str) -> "Exchange | None":
+        """What a line of the agent's log tells of one; nothing if it tells of something else."""
+        fields = json.loads(line) if line.startswith("{") else {}
+        if fields.get("msg") != "answered":
+            return None
+        return cls(
+            remote=fields["req.remote"],
+            method=fields["req.method"],
+            path=fields["req.path"],
+            status=fields["res.status"],
+            seconds=fields["res.duration"] / 1000,
+            answered=datetime.fromisoformat(fields["time"]).timestamp(),
+        )
+
+
+class Exchanges:
+    """All exchanges of the agents. The log comes through a pipe of its own, so what is wanted of it is waited for."""
+
+    def __init__(self) -> None:
+        self._all: list[Exchange] = []
+        self._more = asyncio.Event()
+
+    def hear(self, line: str) -> None:
+        """A line of the agent's log."""
+        exchange = Exchange.from_line(line)
+        if exchange is not None:
+            self._all.append(exchange)
+            self._more.set()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._all.clear()
+
+    async def until(self, remote: str, path: str, status: int) -> list[Exchange]:
+        """Those of one client, once a path (or one that ends so) has been answered with this status."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not any(one.status == status and one.path.endswith(path) for one in self.of(remote)):
+                    self._more.clear()
+                    await self._more.wait()
+        except TimeoutError:
+            raise AssertionError(f"no {status} for {path}: {self.of(remote)}") from None
+        return self.of(remote)
+
+    def of(self, remote: str) -> list[Exchange]:
+        """Those of one client that have been heard of."""
+        return [exchange for exchange in self._all if exchange.remote == remote]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +250,7 @@ class Node:
     addresses: Mapping[str, str]
     links: Mapping[str, str]
     """The node's ends of the pods' links."""
+    exchanges: Exchanges = field(default_factory=Exchanges)
     agent: Agent | None = None
     flags: Sequence[str] = ()
 
@@ -193,16 +270,15 @@ class Node:
         self.agent = await agent.start(
             self.children, self.http, command=[*command, *self.flags], api=API, token=self.token, state=state
         )
+        self.agent.child.on_line = self.exchanges.hear
 
     def log(self) -> list[str]:
         """The agent's last lines."""
         return [] if self.agent is None else list(self.agent.child.lines)
 
-    def requests(self, client: Client) -> list[tuple[str, int]]:
-        """Path and status of each request of the client that the present agent has answered."""
-        lines = [json.loads(line) for line in self.log() if line.startswith("{")]
-        mine = [line for line in lines if line.get("req.remote") == self.addresses[client.name]]
-        return [(line["req.path"], line["res.status"]) for line in mine if line["msg"] == "answered"]
+    async def answered(self, client: Client, path: str, status: int = 200) -> list[Exchange]:
+        """The client's exchanges since `program` began, once this one is among them."""
+        return await self.exchanges.until(self.addresses[client.name], path, status)
 
     def schedule(self, client: Client, role: str | None) -> None:
         """Bind a pod of the client to this node, in place of the one before; it has no address yet."""
@@ -228,16 +304,36 @@ class Node:
             while (await self._roles_by_address()).get(address) != (role or ""):
                 await asyncio.sleep(0.02)
 
+    async def gone(self, client: Client) -> None:
+        """Wait until the agent knows no pod by the client's address."""
+        async with asyncio.timeout(PATIENCE):
+            while self.addresses[client.name] in await self._roles_by_address():
+                await asyncio.sleep(0.02)
+
     async def _roles_by_address(self) -> Mapping[str, str]:
         async with self.http.get(f"http://127.0.0.1:{ADMIN_PORT}/debug/store") as answer:
             return dict((await answer.json())["rolesByIP"])
 
     async def warm(self, client: Client, role: str) -> None:
-        """Wait until the agent has credentials of the role at hand for the client's pod."""
+        """Wait until the agent has credentials of the role at hand for the client's pod, and has said all of it."""
         place = self.places[client.name]
         async with asyncio.timeout(PATIENCE):
             while (await asyncio.to_thread(ask, place, f"{LISTING}{role}")).status != 200:
                 await asyncio.sleep(0.02)
+        await self.answered(client, f"{LISTING}{role}")
+
+    @asynccontextmanager
+    async def without_tokens(self, client: Client) -> AsyncIterator[None]:
+        """The client's pod loses each packet with which it asks for a session token."""
+        place = self.places[client.name]
+        # The head of TCP has 32 bytes, its time stamps included; what follows is the request.
+        lost = f"tcp dport 80 @th,256,24 0x{b'PUT'.hex()} drop"
+        rules = f"table ip lost {{ chain out {{ type filter hook output priority 0; {lost}; }}; }}"
+        await must(place.command("nft", "-f", "-"), stdin=rules)
+        try:
+            yield
+        finally:
+            await must(place.command("nft", "delete", "table", "ip", "lost"))
 
     def change_role(self, client: Client, role: str) -> None:
         """Annotate the client's pod with another role."""
@@ -246,6 +342,7 @@ class Node:
     @asynccontextmanager
     async def program(self, client: Client, **more: str) -> AsyncIterator[Program]:
         """The client's program in its pod, told a region, where AWS is, and `more`."""
+        self.exchanges.forget()
         env = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.scratch),
