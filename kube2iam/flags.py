@@ -244,7 +244,11 @@ ROLE_ARN = pattern(
     rf"{_ROLE_ARN}/(?:[!-~]*/)?[\w+=,.@-]{{1,64}}",
 )
 BASE_ARN = Kind("arn", "arn:aws:iam::<12-digit account>:role/[path/], where aws may be another partition", _base_arn)
-REGION = pattern("region", "the name of a region such as eu-central-1", r"[a-z]{2,}(?:-[a-z0-9]+)+")
+REGION = pattern(
+    "region",
+    "the name of a region such as eu-central-1",
+    r"(?!aws-)[a-z]{2,}(?:-[a-z0-9]+)+",  # aws-global and its like stand for the global endpoint
+)
 CLUSTER = pattern("name", "1 to 256 letters, digits or _.:/=+@-", r"[\w.:/=+@-]{1,256}")
 TAG_KEYS = Kind(
     "keys",

@@ -41,8 +41,8 @@ _SKEW = 900.0
 class StsSource:
     """STS as a CredentialSource. Retries nothing: that is the cache's business.
 
-    `region` as given by flag, else from AWS_REGION, the SDK's own settings, or `discover_region`. Signs with the keys
-    of the SDK's chain, or of `signer`.
+    `region` as given by flag, else from AWS_REGION, the SDK's own settings, or `discover_region`; never a global
+    one. Signs with the keys of the SDK's chain, or of `signer`.
     """
 
     def __init__(
@@ -80,7 +80,8 @@ class StsSource:
     async def _set_up(self) -> None:
         loop = asyncio.get_running_loop()
         known = await loop.run_in_executor(self._threads, self._import)
-        region = self._region or os.environ.get("AWS_REGION") or known or await self._discover_region()
+        named = _regional(os.environ.get("AWS_REGION")) or _regional(known)
+        region = self._region or named or await self._discover_region()
         await loop.run_in_executor(self._threads, self._make_clients, region)
         log.info("STS client made", extra={"sts.region": region, "sts.endpoint": _host(self.endpoint)})
 
@@ -208,6 +209,14 @@ class _Signing:
 
     def get_deferred_property(self, name: str) -> Callable[[], Any]:
         return lambda: getattr(self.keys, name, None)
+
+
+def _regional(name: str | None) -> str:
+    """`name`, or nothing where it stands for the global endpoint (`aws-global`), which is never asked."""
+    if name and name.startswith("aws-"):
+        log.warning("not used: this is no region, and STS is always asked in one", extra={"sts.region": name})
+        return ""
+    return name or ""
 
 
 def _parameters(request: AssumeRoleRequest) -> dict[str, Any]:

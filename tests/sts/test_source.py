@@ -145,6 +145,8 @@ class TestEndpoints:
             ("", {"AWS_REGION": "us-east-2", "AWS_DEFAULT_REGION": "us-east-1"}, "us-east-2"),
             ("", {"AWS_DEFAULT_REGION": "us-east-1"}, "us-east-1"),
             ("", {}, "eu-west-1"),
+            ("", {"AWS_REGION": "aws-global", "AWS_DEFAULT_REGION": "us-east-1"}, "us-east-1"),
+            ("", {"AWS_DEFAULT_REGION": "aws-cn-global"}, "eu-west-1"),
         ],
     )
     async def test_the_region_comes_from_flag_environment_or_metadata(
@@ -158,6 +160,19 @@ class TestEndpoints:
         await source.open()
         assert await asked_at(source) == f"https://sts.{region}.amazonaws.com"
         source.close()
+
+
+async def test_a_region_that_is_none_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use_keys(monkeypatch, "http://nowhere.test")
+    monkeypatch.setenv("AWS_REGION", "aws-global")
+    source = StsSource(discover_region=eu_west_1)
+    await source.open()
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "no region" in record.message
+    assert vars(record)["sts.region"] == "aws-global"
+    source.close()
 
 
 async def asked_at(source: StsSource) -> str:
