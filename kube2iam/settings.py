@@ -62,6 +62,8 @@ _LONGEST_SHOWN = 100
 _LEVELS = {"trace": "debug", "warn": "warning", "fatal": "error", "panic": "error"}
 _RESTRICTIONS = dict.fromkeys(("1", "t", "true"), "on") | dict.fromkeys(("0", "f", "false"), "off")
 _MOST_TAGS = 50
+_OF_SESSIONS = ("iam.amazonaws.com/session-duration", "iam.amazonaws.com/session-policy-arns")
+"""Pod annotations with names that no flag gives: see domain/session.py."""
 _EXCLUSIVE = (("base_role_arn", "auto_discover_base_arn"), ("default_role", "auto_discover_default_role"))
 
 
@@ -411,6 +413,12 @@ def _contradictions(settings: Settings) -> Iterator[str]:
             yield f"{_flag(one)} and {_flag(other)} exclude each other: give one of them"
     if settings.iam_role_session_ttl is not None and settings.iam_role_session_duration != _HOUR:
         yield "--iam-role-session-ttl and --iam-role-session-duration exclude each other: give one of them"
+    for name in (settings.iam_role_key, settings.iam_external_id, *_OF_SESSIONS):
+        if settings.session_tags and name.startswith(settings.session_tag_prefix):
+            yield (
+                f"--session-tag-prefix {quote(settings.session_tag_prefix)} makes a tag of the annotation {name}: "
+                "expected a prefix of its own such as iam.amazonaws.com/session-tag."
+            )
 
 
 def _gaps(settings: Settings) -> Iterator[str]:

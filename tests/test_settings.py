@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kube2iam import manual
+from kube2iam.domain.session import DURATION, POLICY_ARNS
 from kube2iam.flags import Flag
 from kube2iam.settings import Settings, SettingsError, rows
 
@@ -200,6 +201,8 @@ def test_what_may_be_said(field: str, text: str, value: object) -> None:
         ("iam_role_session_duration", "12h1s"),
         ("iam_role_error_ttl", "-1s"),
         ("region", "EU"),
+        ("region", "aws-global"),
+        ("region", "aws-us-gov-global"),
         ("assume_role_arn", "hub"),
         ("session_name", "{podname}"),
         ("session_name", "a/b"),
@@ -245,6 +248,23 @@ def test_what_may_not_be_said(field: str, text: str) -> None:
         ({"session_name": "{cluster}.{pod}"}, "--cluster-name"),
         ({"source_identity": "{cluster}"}, "--cluster-name"),
         ({"session_name": ""}, "--session-name"),
+        (
+            {"session_tags": "true", "session_tag_prefix": "iam.amazonaws.com/session-"},
+            "iam.amazonaws.com/session-duration",
+        ),
+        (
+            {"session_tags": "true", "session_tag_prefix": "iam.amazonaws.com/session-policy-arns"},
+            "--session-tag-prefix",
+        ),
+        ({"session_tags": "true", "session_tag_prefix": "iam"}, "--session-tag-prefix"),
+        (
+            {"session_tags": "true", "session_tag_prefix": "example.com/r", "iam_role_key": "example.com/role"},
+            "example.com/role",
+        ),
+        (
+            {"session_tags": "true", "session_tag_prefix": "example.com/x", "iam_external_id": "example.com/x-id"},
+            "example.com/x-id",
+        ),
         ({"transitive_session_tags": "team"}, "--session-tags"),
         ({"session_tags": "true", "transitive_session_tags": ",".join(f"t{n}" for n in range(51))}, "50"),
     ],
@@ -252,6 +272,13 @@ def test_what_may_not_be_said(field: str, text: str) -> None:
 def test_settings_that_do_not_go_together(given: dict[str, str], names: str) -> None:
     with pytest.raises(SettingsError, match=names):
         settings(**given)
+
+
+@pytest.mark.parametrize("name", [DURATION, POLICY_ARNS])
+def test_no_prefix_of_tags_covers_what_the_agent_reads_itself(name: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        settings(session_tags="true", session_tag_prefix=name)
+    assert settings(session_tag_prefix=name).session_tag_prefix == name, "without tags it means nothing"
 
 
 def test_settings_are_consistent_however_they_are_made() -> None:
