@@ -86,6 +86,7 @@ class EventRecorder:
         self._queue: asyncio.Queue[tuple[_About, _Series]] = asyncio.Queue(_QUEUE)
         self._series: OrderedDict[_About, _Series] = OrderedDict()
         self._trouble: str | None = None
+        self._may_count_up = True
 
     def record(self, kind: str, namespace: str, name: str, uid: str, reason: str, message: str) -> None:  # noqa: PLR0917
         """Say that `reason` (UpperCamelCase) holds for a Pod or Namespace. Costs nothing and never fails.
@@ -125,6 +126,9 @@ class EventRecorder:
             trouble = None if status < 300 else f"HTTP {status}"
         except (ClusterUnavailableError, aiohttp.ClientError, OSError) as error:
             status, trouble = 0, str(error)
+        if status == _FORBIDDEN and series.event:
+            self._stop_counting(about)
+            return _PACE
         self._note(trouble)
         if trouble is None:
             series.sent = self._clock()
@@ -136,6 +140,14 @@ class EventRecorder:
             self._enqueue(about, series)
             return self._backoff.next()
         return _PACE
+
+    def _stop_counting(self, about: _About) -> None:
+        """Forget a series that the API server has, but lets nobody change: said again, it is a new Event."""
+        self._series.pop(about, None)
+        self._counters.cluster_event("failed")
+        if self._may_count_up:
+            log.warning("events can't be counted up", extra={"error": "HTTP 403: that needs patch on events"})
+        self._may_count_up = False
 
     async def _send(self, about: _About, series: _Series) -> int:
         """Create the Event or count it up; returns the HTTP status."""

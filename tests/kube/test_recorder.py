@@ -119,6 +119,29 @@ async def test_an_event_that_the_cluster_has_forgotten_is_created_anew() -> None
     assert server.asked[2].body["count"] == 2
 
 
+def test_without_the_right_to_patch_an_event_is_not_counted_up_and_holds_nobody_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    @virtual_time
+    async def run() -> None:
+        async with FakeApiServer() as server:
+            server.lists(CREATED, refusal(403), CREATED, refusal(403), CREATED, resource="events")
+            async with recording(server) as (recorder, counted):
+                for _ in range(2):
+                    recorder.record(*EVENT)
+                    await asyncio.sleep(301)
+                    recorder.record(*EVENT)
+                    await asyncio.sleep(1)
+                recorder.record("Pod", "default", "other", "", "RoleDenied", "no")
+                await asyncio.sleep(1)
+                assert counted.events == {"sent": 3, "failed": 2}
+        assert [asked.method for asked in server.asked] == ["POST", "PATCH", "POST", "PATCH", "POST"]
+
+    caplog.set_level(logging.WARNING, "kube2iam")
+    run()
+    assert [record.getMessage() for record in caplog.records] == ["events can't be counted up"]
+
+
 @virtual_time
 async def test_a_storm_is_five_posts_a_second_and_its_rest_is_dropped() -> None:
     async with FakeApiServer() as server:
