@@ -18,7 +18,7 @@ help: ## Show this list
 
 .PHONY: env
 env: ## Make or refresh .venv and the system packages (all the others do it first)
-	@PYTHON='$(PYTHON)' scripts/bootstrap
+	@PYTHON='$(PYTHON)' scripts/bootstrap $(NEEDS)
 
 .PHONY: demo
 demo: env ## Show the agent at work in a small world on this machine (ONCE=1: check itself, print JSON, end)
@@ -40,10 +40,11 @@ test-cluster: env ## The agent against a real kube-apiserver (needs Go; the firs
 	@$(BIN)/python -m pytest tests/cluster $(PYTEST_ARGS)
 
 .PHONY: test-clients
-test-clients: env ## The agent against the SDKs of seven languages (needs their compilers)
+test-clients: env ## The agent against the SDKs of five languages (needs their compilers)
 	@$(BIN)/python -m pytest tests/clients $(PYTEST_ARGS)
 
 .PHONY: bench
+bench: NEEDS := wrk
 bench: env ## Measure it beside a bare aiohttp server
 	@$(BIN)/python -m tests.bench.bench
 

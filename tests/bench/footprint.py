@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from tests.bench.node import ADDRESSES, full_node, role_of
+from tests.bench.node import ADDRESSES, agent_on, full_node, role_of
 from tests.fakes.world import ROLES, AgentProcess, World
 
 BEFORE = "resident memory before any credentials, MiB"
@@ -66,14 +66,14 @@ async def measure(rounds: int, idle: float, *, legacy: bool) -> dict[str, float]
             await _start(around, found)
         await _rest(around, found, idle)
         if legacy:
-            async with around.agent("--prefetch=false", "--iptables", "--redirect-backend=legacy") as agent:
+            async with agent_on(around, "--prefetch=false", "--iptables", "--redirect-backend=legacy") as agent:
                 await ask_for_all(agent)
                 found[LEGACY].append(agent.resident_mib)
     return {name: median(values) for name, values in found.items()}
 
 
 async def _start(around: World, found: defaultdict[str, list[float]]) -> None:
-    async with around.agent("--prefetch=false", ready=False) as agent:
+    async with agent_on(around, "--prefetch=false", ready=False) as agent:
         await _first_listing(agent)
         found[LISTING].append(time.monotonic() - agent.begun)
         await agent.until_ready()
@@ -82,7 +82,7 @@ async def _start(around: World, found: defaultdict[str, list[float]]) -> None:
 
 
 async def _rest(around: World, found: defaultdict[str, list[float]], idle: float) -> None:
-    async with around.agent("--prefetch=false") as agent:
+    async with agent_on(around, "--prefetch=false") as agent:
         found[BEFORE].append(agent.resident_mib)
         await ask_for_all(agent)
         found[WARM].append(agent.resident_mib)

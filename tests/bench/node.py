@@ -33,6 +33,6 @@ def role_of(number: int, roles: int = PODS) -> str:
     return f"role-{number % roles}"
 
 
-def agent_on(around: World, *flags: str) -> AbstractAsyncContextManager[AgentProcess]:
-    """The ready agent of the node, on the core of the servers. The kernel is not touched."""
-    return around.agent(*flags, under=on(cores()[0]))
+def agent_on(around: World, *flags: str, ready: bool = True) -> AbstractAsyncContextManager[AgentProcess]:
+    """The agent of the node, on the core of the servers."""
+    return around.agent(*flags, ready=ready, under=on(cores()[0]))

@@ -12,6 +12,7 @@ import httptools
 import uvloop
 from aiohttp import web
 
+from kube2iam.imds.listen import Acceptor, listen
 from kube2iam.imds.replies import Reply
 
 ADDRESS = "127.0.0.1"
@@ -52,10 +53,10 @@ class Floor(asyncio.Protocol):
 
 
 async def floor(port: int, _instance_id: bytes, credentials: bytes) -> None:
-    """A protocol that does no work: how far down it could go."""
+    """A protocol that does no work, behind the agent's own way to accept: how far down it could go."""
     reply, date = Reply(200, credentials), b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\n"
     Floor.reply, Floor.closing = reply.render(date), reply.render(date + b"Connection: close\r\n")
-    await asyncio.get_running_loop().create_server(Floor, ADDRESS, port, backlog=4096)
+    await Acceptor(listen(port), Floor).start()
 
 
 async def main(name: str, port: int, folder: Path) -> None:
