@@ -313,6 +313,15 @@ async def test_discovery_asks_who_the_agent_is_and_not_the_intermediate_role(aro
         }
 
 
+async def test_an_hour_is_the_most_that_is_asked_for_through_an_intermediate_role(around: World) -> None:
+    around.pod("a", POD)
+    async with around.agent(f"--assume-role-arn={BASE}hub", "--iam-role-session-duration=2h") as agent:
+        assert (await agent.credentials(POD)).status == 200
+        assert [asked["DurationSeconds"] for asked in around.sts.asked] == ["3600", "3600"]
+        said = "STS allows shorter sessions than asked for, of every role: the agent itself works with a role's session"
+        assert (await agent.heard(said))["sts.allowed"] == 3600
+
+
 async def test_an_intermediate_role_is_assumed_first(around: World) -> None:
     around.pod("a", POD)
     async with around.agent(f"--assume-role-arn={BASE}hub") as agent:
