@@ -1,7 +1,7 @@
 """Why a pod gets nothing: every reason there is, and what each one means on the wire.
 
-This table is the only place that knows which HTTP status a reason has. The reply, the log line, the metric label, the
-Kubernetes Event and the status page all show the same `Denial`.
+This table is the only place that knows which HTTP status a reason has. The reply, the log line, the metric label and
+the Kubernetes Event all show the same `Denial`.
 """
 
 from dataclasses import dataclass

@@ -105,7 +105,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class EntryState:
-    """What the status page and the metrics show of one request; no secret is in it."""
+    """What the health detail and the metrics show of one request; no secret is in it."""
 
     request: AssumeRoleRequest
     wanted: bool

@@ -45,7 +45,7 @@ class Fault:
 
     @property
     def denial(self) -> Denial:
-        """What the pod, the log and the status page are told."""
+        """What the pod, the log and the health detail are told."""
         return Denial(self.kind.reason, f"{self.code}: {self.explanation}")
 
     @property
