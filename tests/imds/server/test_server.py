@@ -522,7 +522,9 @@ class TestEnd:
         busy = (await port.connect()).send(request(REGION))
         await until(lambda: len(port.upstream.asked) == 1)
         begun = (await port.connect()).send(request(LIST)[:20])
-        await asyncio.sleep(0.05)
+        await until(
+            lambda: any(one._reader is not None and one._reader.bytes == 20 for one in port.server._connections)
+        )
         ending = asyncio.create_task(port.server.drain())
         assert await idle.gone()
         begun.send(request(LIST)[20:])
