@@ -139,7 +139,8 @@ class Settings:
         2.0,
         duration(),
         group=PODS,
-        help="Longest wait for a pod whose address is not known yet; never above 800ms, where SDKs give up.",
+        help="Longest wait of a request, for its pod's address and for STS together; never above 800ms, "
+        "where SDKs give up.",
     )
 
     base_role_arn: str = flag(

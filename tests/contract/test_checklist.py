@@ -1,6 +1,6 @@
 """What AWS clients need of the metadata service, rule by rule: every test is named after what some client would miss.
 
-The numbers are those of the list in docs/metadata.md. Rules of other rooms (lifetimes, redirect) have their own tests.
+The numbers only tell the rules apart. Rules of other rooms (lifetimes, redirect) have their own tests.
 """
 
 import asyncio

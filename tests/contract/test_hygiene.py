@@ -1,4 +1,4 @@
-"""HTTP hygiene over real sockets (rules 27 and 33 to 36 of the list in docs/metadata.md), with a pod's eyes."""
+"""HTTP hygiene over real sockets, with a pod's eyes."""
 
 from collections.abc import AsyncIterator
 
