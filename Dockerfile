@@ -34,9 +34,9 @@ RUN python -m venv --without-pip /opt/kube2iam \
       ! -name '__init__*' -delete
 
 FROM docker.io/library/python:${PYTHON}-slim-bookworm
-# nftables and iptables for the redirect, conntrack to end connections older than it, procps for sysctl.
+# nftables and iptables for the redirect.
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends conntrack iptables nftables procps \
+ && apt-get install --yes --no-install-recommends iptables nftables \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/kube2iam /opt/kube2iam
 ENV PATH=/opt/kube2iam/bin:$PATH PYTHONDONTWRITEBYTECODE=1
