@@ -1,6 +1,7 @@
 """Whose keys the calls to STS are signed with: the agent's own, unless there is an intermediate role."""
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -9,10 +10,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
+from kube2iam.sts.errors import Fault, StsError, fault
+
+log = logging.getLogger(__name__)
+
+RELOAD = 5.0
+"""Seconds between two times that AWS's refusal of keys is a reason to fetch others."""
 _SLOW = 0.25
-"""Seconds that a refresh may take before the keys from before are used."""
-_RELOAD = 5.0
-"""Seconds between two loads through the whole chain."""
+"""Seconds that a load may take before the keys from before are used."""
+_HUNG = 30.0
+"""Seconds after which a load is given up and another one begun; twice as many for each one that hangs already."""
+_THREADS = 8
+"""Loads that may be out at once, hung ones too: with the doubling they last for two hours of a chain that hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,72 +43,136 @@ class Signer(Protocol):
     def distrust(self, keys: Keys) -> bool:
         """AWS refuses `keys`; True if others may be had by asking once more."""
 
+    def explain(self, refused: Fault) -> Fault:
+        """`refused`, of kind NODE, in words that say whose keys AWS refuses."""
+
+
+Provider = Callable[[], Keys]
+"""Yields one source's keys at present, renewed if they need to be. Blocks; raises StsError."""
+_Found = tuple[Provider, Keys]
+
 
 class OwnKeys:
-    """The agent's own keys, loaded and refreshed in a thread of their own, one at a time.
+    """The agent's own keys, loaded and renewed in threads of their own.
 
-    A refresh that is slow delays nobody while there are keys from before: AWS says when those are too old.
+    A renewal that is slow or fails delays nobody and takes nothing away while there are keys from before: AWS says when
+    those are too old. Only one load at a time counts: what was begun before AWS refused the keys, or hangs, is ignored.
     """
 
-    def __init__(self, load: Callable[[bool], Keys], *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """`load(anew)` blocks, and raises StsError; `anew` goes through the whole chain again."""
-        self._load = load
+    def __init__(
+        self,
+        find: Callable[[], Provider],
+        *,
+        threads: int = _THREADS,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`find` goes through the whole chain; it blocks, and raises StsError."""
+        self._find = find
+        self._threads = threads
         self._monotonic = monotonic
-        self._loading: asyncio.Future[Keys] | None = None
+        self._loading: asyncio.Future[_Found] | None = None
+        self._begun = 0.0
+        self._out = 0
+        self._provider: Provider | None = None
         self._last: Keys | None = None
-        self._anew = True
+        self._trouble = ""
         self._distrusted_at = float("-inf")
 
     async def keys(self) -> Keys:
         """The keys at present; concurrent callers share one load."""
-        if self._loading is None:
-            self._loading = self._begin()
-            self._loading.add_done_callback(self._loaded)
-        loading = self._loading
-        await asyncio.wait({loading}, timeout=_SLOW if self._last else None)
-        if self._last and not loading.done():
-            return self._last
-        return loading.result()
+        while True:
+            loading = self._under_way()
+            slow_at = self._begun + _SLOW
+            await asyncio.wait({loading}, timeout=max(0.0, slow_at - self._monotonic()) if self._last else None)
+            if self._last is not None:
+                return self._last
+            if loading.done() and not loading.cancelled() and (error := loading.exception()):
+                raise error
 
     def distrust(self, keys: Keys) -> bool:
         """Load anew at the next call, every five seconds at most."""
         if keys == self._last:
             now = self._monotonic()
-            if now - self._distrusted_at < _RELOAD:
+            if now - self._distrusted_at < RELOAD:
                 return False
             self._distrusted_at = now
             self._last = None
-            self._anew = True
+            self._give_up()
         return True
 
-    def _begin(self) -> asyncio.Future[Keys]:
+    def explain(self, refused: Fault) -> Fault:
+        """As it is: the table of faults speaks of these keys."""
+        return refused
+
+    def _under_way(self) -> asyncio.Future[_Found]:
+        """The load that counts, begun now if there is none or it hangs."""
+        if self._loading is not None and self._is_hung():
+            log.warning("the source of the agent's own credentials hangs: asked anew", extra={"sts.hung": self._out})
+            self._give_up()
+        if self._loading is None:
+            if self._out >= self._threads:
+                raise StsError(fault("CredentialRetrievalError", detail="their source does not answer"))
+            self._begun = self._monotonic()
+            self._loading = self._begin(self._provider)
+            self._loading.add_done_callback(self._loaded)
+        return self._loading
+
+    def _is_hung(self) -> bool:
+        return self._out < self._threads and self._monotonic() - self._begun >= _HUNG * 2 ** (self._out - 1)
+
+    def _give_up(self) -> None:
+        """Ignore what is under way, and begin with the whole chain next time: what hangs may hold the lock of this one."""
+        self._provider = None
+        if self._loading is not None:
+            loading, self._loading = self._loading, None
+            loading.cancel()
+
+    def _begin(self, provider: Provider | None) -> asyncio.Future[_Found]:
         """Load in a thread that nobody waits for at exit: a chain that hangs may do so for minutes."""
         loop = asyncio.get_running_loop()
-        loading: asyncio.Future[Keys] = loop.create_future()
-        anew = self._anew
+        loading: asyncio.Future[_Found] = loop.create_future()
 
         def load() -> None:
             try:
-                tell = partial(_tell, loading, keys=self._load(anew))
+                known = provider or self._find()
+                tell = partial(self._tell, loading, found=(known, known()))
             except Exception as error:  # noqa: BLE001 - it is raised where the keys are waited for
-                tell = partial(_tell, loading, error=error)
+                tell = partial(self._tell, loading, error=error)
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(tell)
 
+        self._out += 1
         threading.Thread(target=load, name="kube2iam-keys", daemon=True).start()
         return loading
 
-    def _loaded(self, loading: asyncio.Future[Keys]) -> None:
+    def _tell(
+        self, loading: asyncio.Future[_Found], *, found: _Found | None = None, error: Exception | None = None
+    ) -> None:
+        self._out -= 1
+        if loading.done():
+            return
+        if found is not None:
+            loading.set_result(found)
+        elif error is not None:
+            loading.set_exception(error)
+
+    def _loaded(self, loading: asyncio.Future[_Found]) -> None:
+        if loading is not self._loading:  # given up
+            return
         self._loading = None
-        if not loading.cancelled() and loading.exception() is None:
-            self._last = loading.result()
-            self._anew = False
+        error = loading.exception()
+        if error is None:
+            self._provider, self._last = loading.result()
+        self._say(error)
 
-
-def _tell(loading: asyncio.Future[Keys], *, keys: Keys | None = None, error: Exception | None = None) -> None:
-    if loading.done():
-        return
-    if keys is not None:
-        loading.set_result(keys)
-    elif error is not None:
-        loading.set_exception(error)
+    def _say(self, error: BaseException | None) -> None:
+        """Tell the log of a change."""
+        trouble = (error.fault.code if isinstance(error, StsError) else type(error).__name__) if error else ""
+        if trouble == self._trouble:
+            return
+        self._trouble = trouble
+        if trouble:
+            said = {"sts.code": trouble, "sts.kept": self._last is not None}
+            log.warning("the agent's own credentials cannot be loaded or renewed", extra=said)
+        else:
+            log.info("the agent's own credentials are loaded again")

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from kube2iam.domain.roles import AssumeRoleRequest, Credentials
 from kube2iam.sts.errors import TIMEOUT, Fault, Kind, StsError, fault
 from kube2iam.sts.gate import CALLS, LONG, SHORT
-from kube2iam.sts.keys import Keys, OwnKeys, Signer
+from kube2iam.sts.keys import Keys, OwnKeys, Provider, Signer
 from kube2iam.sts.retry import until_it_works
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class StsSource:
     ) -> None:
         self._region = region
         self._discover_region = discover_region
-        self._own = OwnKeys(self._load_keys)
+        self._own = OwnKeys(self._find_keys)
         self._signer = signer or self._own
         self._calls = calls
         self._clock = clock
@@ -64,7 +64,6 @@ class StsSource:
         self._signing = _Signing()
         self._session: Any = None
         self._sdk: Any = None
-        self._chain: Any = None
         self._long: Any = None
         self._short: Any = None
 
@@ -161,22 +160,20 @@ class StsSource:
 
         self._short, self._long = client(SHORT), client(LONG)
 
-    def _load_keys(self, anew: bool) -> Keys:  # noqa: FBT001 - called by OwnKeys alone
-        """The keys of the SDK's chain at present; botocore renews those that end."""
+    def _find_keys(self) -> Provider:
+        """The first source of the SDK's chain that has keys; botocore renews those that end."""
         from botocore.credentials import create_credential_resolver  # noqa: PLC0415 - as above
 
-        try:
-            if anew:
-                chain = create_credential_resolver(self._session, region_name=self._long.meta.region_name)
-                self._chain = chain.load_credentials()
-            frozen = self._chain and self._chain.get_frozen_credentials()
-        except Exception as error:
-            log.debug("own credentials not loaded", extra={"sts.error": type(error).__name__})
-            known = fault(type(error).__name__)
-            raise StsError(known if known.kind is Kind.NODE else fault("CredentialRetrievalError")) from error
-        if frozen is None:
+        chain = create_credential_resolver(self._session, region_name=self._long.meta.region_name)
+        found = _own(chain.load_credentials)
+        if found is None:
             raise StsError(fault("NoCredentialsError"))
-        return Keys(frozen.access_key, frozen.secret_key, frozen.token)
+
+        def present() -> Keys:
+            frozen = _own(found.get_frozen_credentials)
+            return Keys(frozen.access_key, frozen.secret_key, frozen.token)
+
+        return present
 
     def _assume(self, request: AssumeRoleRequest, patience: float) -> Credentials:
         client = self._long if patience > SHORT else self._short
@@ -209,6 +206,16 @@ class _Signing:
 
     def get_deferred_property(self, name: str) -> Callable[[], Any]:
         return lambda: getattr(self.keys, name, None)
+
+
+def _own(load: Callable[[], Any]) -> Any:
+    """`load`, with whatever the SDK raises turned into a StsError about the agent's own credentials."""
+    try:
+        return load()
+    except Exception as error:
+        log.debug("own credentials not loaded", extra={"sts.error": type(error).__name__})
+        known = fault(type(error).__name__)
+        raise StsError(known if known.kind is Kind.NODE else fault("CredentialRetrievalError")) from error
 
 
 def _regional(name: str | None) -> str:

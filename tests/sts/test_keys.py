@@ -7,14 +7,15 @@ import threading
 
 import pytest
 
+from kube2iam.domain.errors import Reason
 from kube2iam.sts.errors import StsError, fault
-from kube2iam.sts.keys import Keys, OwnKeys
+from kube2iam.sts.keys import Keys, OwnKeys, Provider
 
 OLD, NEW = Keys("AKIAOLD", "made-up"), Keys("AKIANEW", "made-up")
 
 
 class Chain:
-    """Yields `answer` when the gate is open."""
+    """Yields `answer` as it is when asked, once `open` is set. `loads` says of each load whether it began anew."""
 
     def __init__(self) -> None:
         self.answer: Keys | StsError = OLD
@@ -22,12 +23,39 @@ class Chain:
         self.open.set()
         self.loads: list[bool] = []
 
-    def __call__(self, anew: bool) -> Keys:
+    def __call__(self) -> Provider:
+        """Find the source of the keys, which is slow only when it yields them."""
+        anew = [True]
+        return lambda: self.load(anew=anew.pop() if anew else False)
+
+    def load(self, *, anew: bool) -> Keys:
         self.loads.append(anew)
-        assert self.open.wait(10)
-        if isinstance(self.answer, StsError):
-            raise self.answer
-        return self.answer
+        answer, is_open = self.answer, self.open
+        assert is_open.wait(10)
+        if isinstance(answer, StsError):
+            raise answer
+        return answer
+
+    def hang(self) -> threading.Event:
+        """What is asked from now on hangs until the event is set; what is asked after `run_on` does not."""
+        self.open = threading.Event()
+        return self.open
+
+    def run_on(self) -> None:
+        self.open = threading.Event()
+        self.open.set()
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def begun(chain: Chain, loads: int) -> None:
+    while len(chain.loads) < loads:
+        await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -47,11 +75,48 @@ async def test_a_slow_refresh_delays_nobody(chain: Chain) -> None:
     own = OwnKeys(chain)
     await own.keys()
     chain.answer = NEW
-    chain.open.clear()
+    slow = chain.hang()
     assert await own.keys() == OLD
-    chain.open.set()
+    slow.set()
     while await own.keys() == OLD:
         await asyncio.sleep(0)
+
+
+async def test_a_refresh_that_was_slow_for_one_is_not_waited_for_by_the_next(chain: Chain) -> None:
+    clock = Clock()
+    own = OwnKeys(chain, monotonic=clock)
+    await own.keys()
+    slow = chain.hang()
+    assert await own.keys() == OLD
+    clock.now += 1
+    before = asyncio.get_running_loop().time()
+    assert await own.keys() == OLD
+    assert asyncio.get_running_loop().time() - before < 0.2
+    slow.set()
+
+
+async def test_a_refresh_that_fails_takes_nothing_away(chain: Chain, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    own = OwnKeys(chain)
+    await own.keys()
+    chain.answer = StsError(fault("CredentialRetrievalError"))
+    assert [await own.keys() for _call in range(3)] == [OLD] * 3
+    assert chain.loads == [True, False, False, False]
+    chain.answer = NEW
+    assert await own.keys() == NEW
+    assert [(record.levelname, vars(record).get("sts.kept")) for record in caplog.records] == [
+        ("WARNING", True),
+        ("INFO", None),
+    ], "each change is said once"
+
+
+async def test_keys_that_aws_refuses_are_not_used_where_no_others_can_be_had(chain: Chain) -> None:
+    own = OwnKeys(chain)
+    await own.keys()
+    chain.answer = StsError(fault("CredentialRetrievalError"))
+    assert own.distrust(await own.keys())
+    with pytest.raises(StsError, match="CredentialRetrievalError"):
+        await own.keys()
 
 
 async def test_the_first_load_is_waited_for(chain: Chain) -> None:
@@ -83,7 +148,7 @@ from kube2iam.sts.keys import OwnKeys
 async def main():
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(0.05):
-            await OwnKeys(lambda anew: threading.Event().wait(600)).keys()
+            await OwnKeys(lambda: threading.Event().wait(600)).keys()
 
 asyncio.run(main())
 """
@@ -112,6 +177,98 @@ async def test_distrust_loads_anew_but_not_for_every_call(chain: Chain) -> None:
     assert not own.distrust(NEW), "too soon after the last time"
     now += 6
     assert own.distrust(NEW)
+
+
+async def test_what_was_begun_before_aws_refused_the_keys_does_not_count(chain: Chain) -> None:
+    clock = Clock()
+    own = OwnKeys(chain, monotonic=clock)
+    await own.keys()
+    slow = chain.hang()
+    assert await own.keys() == OLD
+    chain.run_on()
+    chain.answer = NEW
+    assert own.distrust(OLD)
+    assert await own.keys() == NEW
+    assert chain.loads == [True, False, True]
+    slow.set()
+    await ended(own)
+    chain.answer = StsError(fault("CredentialRetrievalError"))
+    assert await own.keys() == NEW, "what came late with the old keys is ignored"
+
+
+async def test_who_waits_for_what_aws_has_refused_since_gets_the_next(chain: Chain) -> None:
+    own = OwnKeys(chain)
+    await own.keys()
+    slow = chain.hang()
+    waiting = asyncio.create_task(own.keys())
+    await begun(chain, 2)
+    chain.run_on()
+    chain.answer = NEW
+    assert own.distrust(OLD)
+    assert await waiting == NEW
+    slow.set()
+
+
+async def ended(own: OwnKeys) -> None:
+    """All threads have told what they found."""
+    while own._out:
+        await asyncio.sleep(0)
+
+
+class TestAChainThatHangs:
+    async def test_is_asked_anew_after_half_a_minute(self, chain: Chain, caplog: pytest.LogCaptureFixture) -> None:
+        clock = Clock()
+        hung = chain.hang()
+        own = OwnKeys(chain, monotonic=clock)
+        first = asyncio.create_task(own.keys())
+        await begun(chain, 1)
+        chain.run_on()
+        clock.now += 29
+        second = asyncio.create_task(own.keys())
+        await asyncio.wait({second}, timeout=0.01)
+        assert len(chain.loads) == 1
+        clock.now += 1
+        assert await own.keys() == OLD
+        assert await first == await second == OLD
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        hung.set()
+
+    async def test_also_while_there_are_keys_from_before(self, chain: Chain) -> None:
+        clock = Clock()
+        own = OwnKeys(chain, monotonic=clock)
+        await own.keys()
+        hung = chain.hang()
+        assert await own.keys() == OLD
+        chain.run_on()
+        chain.answer = NEW
+        clock.now += 30
+        assert await own.keys() == NEW
+        hung.set()
+
+    async def test_takes_eight_threads_and_no_more_in_two_hours(self, chain: Chain) -> None:
+        clock = Clock()
+        hung = chain.hang()
+        own = OwnKeys(chain, monotonic=clock)
+        for _ask in range(3000):
+            clock.now += 5
+            asking = asyncio.create_task(own.keys())
+            await asyncio.sleep(0)
+            asking.cancel()
+        await begun(chain, 8)
+        hung.set()
+        await ended(own)
+        assert len(chain.loads) == 8
+        assert await own.keys() == OLD
+
+    async def test_is_said_where_no_thread_is_left(self, chain: Chain) -> None:
+        own = OwnKeys(chain, threads=1)
+        await own.keys()
+        hung = chain.hang()
+        assert own.distrust(await own.keys())
+        with pytest.raises(StsError, match="does not answer") as raised:
+            await own.keys()
+        assert raised.value.fault.denial.reason is Reason.NODE_CREDENTIALS
+        hung.set()
 
 
 def test_secrets_do_not_show() -> None:
