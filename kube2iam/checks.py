@@ -27,7 +27,7 @@ def health_of(parts: Parts) -> Health:
         degraded=[
             Check("cluster", lambda: _cluster_trouble(parts)),
             Check("sts", lambda: _sts_trouble(parts, Reason.STS_UNAVAILABLE)),
-            Check("node-credentials", lambda: _sts_trouble(parts, Reason.NODE_CREDENTIALS)),
+            Check("node-credentials", lambda: _node_trouble(parts)),
             Check("credentials", lambda: _late_credentials(parts)),
             Check("metadata", lambda: parts.instance.problem),
         ],
@@ -96,6 +96,12 @@ def _cluster_trouble(parts: Parts) -> str | None:
 def _sts_trouble(parts: Parts, reason: Reason) -> str | None:
     trouble = parts.cache.trouble
     return trouble.explanation if trouble is not None and trouble.reason is reason else None
+
+
+def _node_trouble(parts: Parts) -> str | None:
+    """What keeps the agent from calling STS: its own credentials, or the role between them and the pods' roles."""
+    between = parts.intermediate and parts.intermediate.trouble
+    return between.explanation if between else _sts_trouble(parts, Reason.NODE_CREDENTIALS)
 
 
 def _redirect_trouble(parts: Parts) -> str | None:

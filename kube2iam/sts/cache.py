@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from kube2iam.domain.errors import Denial, Reason, RefusedError, refused
 from kube2iam.domain.roles import AssumeRoleRequest, Credentials
-from kube2iam.sts.entry import Entry, EntryState, Hits, state
+from kube2iam.sts.entry import NEVER, Entry, EntryState, Hits, state
 from kube2iam.sts.errors import Fault, Kind
 from kube2iam.sts.flight import CredentialSource, Flights, StsMeter
 from kube2iam.sts.freshness import PROMISED, Session
@@ -77,6 +77,12 @@ class CredentialCache:
 
     def start(self, request: AssumeRoleRequest) -> None:
         """A pod will ask for this in a moment: fetch it now, unless it is here or its failure is remembered."""
+        self._ask(request)
+
+    def renew(self, request: AssumeRoleRequest) -> None:
+        """AWS refuses the session that is here: serve it no more, and fetch another."""
+        entry = self._entry(request)
+        entry.session, entry.until_wall, entry.until_monotonic = None, NEVER, NEVER
         self._ask(request)
 
     async def get(self, request: AssumeRoleRequest, deadline: float) -> Credentials:

@@ -1,13 +1,15 @@
 """An intermediate role: what the agent assumes before it assumes the pods' roles (`--assume-role-arn`)."""
 
 import asyncio
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
-from kube2iam.domain.errors import Reason, RefusedError
+from kube2iam.domain.errors import Denial, Reason, RefusedError
 from kube2iam.domain.roles import AssumeRoleRequest
 from kube2iam.sts.cache import CredentialCache
-from kube2iam.sts.errors import TIMEOUT, Kind, StsError, fault
-from kube2iam.sts.keys import Keys
+from kube2iam.sts.errors import TIMEOUT, Fault, Kind, StsError, fault
+from kube2iam.sts.keys import RELOAD, Keys
 
 _HOLD = 4.0
 
@@ -18,14 +20,28 @@ class IntermediateRole:
     Its calls are those of a cache of its own; `run` keeps it fresh.
     """
 
-    def __init__(self, cache: CredentialCache, request: AssumeRoleRequest) -> None:
+    def __init__(
+        self,
+        cache: CredentialCache,
+        request: AssumeRoleRequest,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._cache = cache
         self._request = request
+        self._monotonic = monotonic
+        self._distrusted_at = float("-inf")
 
     @property
     def ready(self) -> asyncio.Event:
         """The source of the session is open."""
         return self._cache.ready
+
+    @property
+    def trouble(self) -> Denial | None:
+        """Why the role cannot be assumed, if it could not be the last time; its session may still be good."""
+        found = next((entry.denial for entry in self._cache.entries() if entry.denial), None)
+        return found and self._fault(found).denial
 
     async def run(self) -> None:
         """Keep the role's session fresh for ever."""
@@ -37,15 +53,29 @@ class IntermediateRole:
         try:
             session = await self._cache.get(self._request, asyncio.get_running_loop().time() + _HOLD)
         except RefusedError as error:
-            known = fault(TIMEOUT if error.denial.reason is Reason.STS_PENDING else _code(error))
-            said = f"the intermediate role {self._request.arn} cannot be assumed: {known.explanation}"
-            raise StsError(replace(known, kind=Kind.NODE, explanation=said)) from None
+            raise StsError(self._fault(error.denial)) from None
         return Keys(session.access_key_id, session.secret_access_key, session.token)
 
-    def distrust(self, keys: Keys) -> bool:  # noqa: ARG002 - its cache refreshes by its own clock
-        """There are no others before the session's next refresh."""
-        return False
+    def distrust(self, keys: Keys) -> bool:
+        """Assume the role anew before the next call, every five seconds at most."""
+        session = self._cache.peek(self._request)
+        if session is not None and session.access_key_id == keys.access_key:
+            now = self._monotonic()
+            if now - self._distrusted_at < RELOAD:
+                return False
+            self._distrusted_at = now
+            self._cache.renew(self._request)
+        return True
 
+    def explain(self, refused: Fault) -> Fault:
+        """It is this role's session that AWS refuses, not the agent's own keys."""
+        says = (
+            f"AWS does not take the session of the intermediate role {self._request.arn}: it has ended, AWS does not "
+            "know it, or the node's clock is wrong"
+        )
+        return replace(refused, explanation=says)
 
-def _code(error: RefusedError) -> str:
-    return error.denial.explanation.partition(":")[0]
+    def _fault(self, denial: Denial) -> Fault:
+        known = fault(TIMEOUT if denial.reason is Reason.STS_PENDING else denial.explanation.partition(":")[0])
+        said = f"the intermediate role {self._request.arn} cannot be assumed: {known.explanation}"
+        return replace(known, kind=Kind.NODE, explanation=said)

@@ -121,7 +121,7 @@ class OwnKeys:
         return self._out < self._threads and self._monotonic() - self._begun >= _HUNG * 2 ** (self._out - 1)
 
     def _give_up(self) -> None:
-        """Ignore what is under way, and begin with the whole chain next time: what hangs may hold the lock of this one."""
+        """Ignore what is under way, and begin with the whole chain next time: what hangs may hold this one's lock."""
         self._provider = None
         if self._loading is not None:
             loading, self._loading = self._loading, None

@@ -111,15 +111,22 @@ class StsSource:
 
     async def _signed(self, call: Callable[[], T], seconds: float) -> T:
         """`call` in a thread, signed with the present keys; once more if AWS refuses these and there are others."""
-        loop = asyncio.get_running_loop()
-        keys = self._signing.keys = await self._keys(seconds)
+        keys = await self._keys(seconds)
         try:
-            return await loop.run_in_executor(self._threads, call)
+            return await self._once(call, keys)
         except StsError as error:
             if error.fault.kind is not Kind.NODE or not self._signer.distrust(keys):
                 raise
-        self._signing.keys = await self._keys(seconds)
-        return await loop.run_in_executor(self._threads, call)
+        return await self._once(call, await self._keys(seconds))
+
+    async def _once(self, call: Callable[[], T], keys: Keys) -> T:
+        self._signing.keys = keys
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except StsError as error:
+            if error.fault.kind is Kind.NODE:
+                raise StsError(self._signer.explain(error.fault)) from error
+            raise
 
     async def _keys(self, seconds: float) -> Keys:
         """The present keys. Not to have them in time is the node's trouble, not that of STS, which was not asked."""

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from kube2iam.domain.errors import Reason
+from kube2iam.domain.roles import AssumeRoleRequest
 from kube2iam.sts.cache import CredentialCache
-from kube2iam.sts.errors import Kind, StsError
+from kube2iam.sts.errors import Fault, Kind, StsError
 from kube2iam.sts.intermediate import IntermediateRole
 from kube2iam.sts.keys import Keys
 from kube2iam.sts.source import StsSource
@@ -330,6 +331,9 @@ class TestOwnKeys:
             def distrust(self, keys: Keys) -> bool:
                 return keys.token is None
 
+            def explain(self, refused: Fault) -> Fault:
+                return refused
+
         async with opened(signer=Silent()) as source:
             with pytest.raises(StsError, match="cannot be loaded") as raised:
                 await source.fetch(APP, 0.1)
@@ -340,30 +344,70 @@ class TestOwnKeys:
 class TestIntermediateRole:
     async def test_pods_roles_are_assumed_with_its_keys(self, sts: HttpSts) -> None:
         broker = request("broker")
-        async with opened() as own:
-            cache = CredentialCache(own)
-            middle = IntermediateRole(cache, broker)
-            task = asyncio.create_task(middle.run())
-            async with opened(signer=middle) as source:
-                assert (await source.fetch(APP, 5)).token
-            task.cancel()
-            await asyncio.wait({task})
+        async with between(broker) as (source, middle):
+            assert (await source.fetch(APP, 5)).token
+            assert middle.trouble is None
         assert [form["RoleArn"] for form in sts.forms] == [str(broker.arn), str(APP.arn)]
         assert "Credential=ASIA" in sts.headers[1]["authorization"]
         assert sts.headers[1]["x-amz-security-token"] == "made-up-token"
 
     async def test_if_it_is_refused_that_is_the_nodes_trouble(self, sts: HttpSts) -> None:
         sts.script = lambda _form: refusal("AccessDenied", 403)
-        async with opened() as own:
-            cache = CredentialCache(own)
-            middle = IntermediateRole(cache, request("broker"))
-            task = asyncio.create_task(middle.run())
-            async with opened(signer=middle) as source:
-                with pytest.raises(StsError, match=r"AccessDenied: the intermediate role .*broker") as raised:
-                    await source.fetch(APP, 5)
-            task.cancel()
-            await asyncio.wait({task})
-        assert raised.value.fault.kind is Kind.NODE
+        async with between(request("broker")) as (source, middle):
+            with pytest.raises(StsError, match=r"AccessDenied: the intermediate role .*broker") as raised:
+                await source.fetch(APP, 5)
+            assert raised.value.fault.kind is Kind.NODE
+            assert middle.trouble == raised.value.fault.denial
+
+    async def test_a_session_that_sts_does_not_know_any_more_is_obtained_anew(self, sts: HttpSts) -> None:
+        """Sessions of the intermediate role are numbered; calls with one that is `revoked` fail."""
+        revoked: set[str] = set()
+
+        def script(form: Form) -> Answer:
+            status, text = granted(form)
+            if form["RoleArn"] == str(broker.arn):
+                return status, re.sub("ASIA[0-9]{16}", f"ASIA{len(sts.forms):016}", text)
+            return refusal("InvalidClientTokenId", 403) if signed_with(sts) in revoked else (status, text)
+
+        now = 100.0
+        broker = request("broker")
+        sts.script = script
+        async with between(broker, monotonic=lambda: now) as (source, middle):
+            await source.fetch(APP, 5)
+            revoked.add(signed_with(sts))
+            assert (await source.fetch(APP, 5)).token
+            assert [form["RoleArn"] for form in sts.forms].count(str(broker.arn)) == 2
+            revoked.add(signed_with(sts))
+            with pytest.raises(StsError, match=r"InvalidClientTokenId: .*session of the intermediate role .*broker"):
+                await source.fetch(APP, 5)
+            assert [form["RoleArn"] for form in sts.forms].count(str(broker.arn)) == 2, "every five seconds at most"
+            now += 6
+            assert (await source.fetch(APP, 5)).token
+            assert middle.trouble is None
+
+    async def test_who_still_uses_the_old_session_is_given_the_new_one(self, sts: HttpSts) -> None:
+        async with between(request("broker")) as (_source, middle):
+            keys = await middle.keys()
+            assert middle.distrust(Keys("ASIAOLD", "made-up"))
+            assert await middle.keys() == keys
+            assert len(sts.forms) == 1
+
+
+def signed_with(sts: HttpSts) -> str:
+    """The access key of the last call."""
+    return sts.headers[-1]["authorization"].partition("Credential=")[2].partition("/")[0]
+
+
+@asynccontextmanager
+async def between(broker: AssumeRoleRequest, **options: Any) -> AsyncIterator[tuple[StsSource, IntermediateRole]]:
+    """A source that signs with the session of `broker`, which the agent's own keys assume."""
+    async with opened() as own:
+        middle = IntermediateRole(CredentialCache(own), broker, **options)
+        task = asyncio.create_task(middle.run())
+        async with opened(signer=middle) as source:
+            yield source, middle
+        task.cancel()
+        await asyncio.wait({task})
 
 
 class TestHerd:

@@ -1,0 +1,38 @@
+"""What operators see of the parts of an agent, each in the state that a test brings it to."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from kube2iam.checks import health_of
+from kube2iam.compose import Parts
+from kube2iam.domain.errors import RefusedError
+from kube2iam.settings import Settings
+from kube2iam.sts.errors import fault
+from kube2iam.sts.intermediate import IntermediateRole
+from tests.fakes.sts import ScriptedSts, request, running
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(node="n1", state_dir=str(tmp_path), assume_role_arn="arn:aws:iam::123456789012:role/hub")
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "ExpiredToken"])
+async def test_trouble_with_the_intermediate_role_is_shown_before_any_pod_needs_it(
+    settings: Settings, code: str
+) -> None:
+    parts, sts, hub = Parts(settings), ScriptedSts(delay=lambda _request: 0), request("hub")
+    health = health_of(parts)
+    async with running(sts) as cache:
+        parts.intermediate = IntermediateRole(cache, hub)
+        await cache.get(hub, asyncio.get_running_loop().time() + 5)
+        assert "node-credentials" not in health.troubles()
+        sts.script = lambda _request: fault(code)
+        cache.renew(hub)
+        with pytest.raises(RefusedError):
+            await cache.get(hub, asyncio.get_running_loop().time() + 5)
+        assert health.troubles()["node-credentials"].startswith(f"{code}: the intermediate role {hub.arn} cannot")
+        assert f"[!]node-credentials degraded: {code}: " in health.readyz(verbose=True).body.decode()
+    await parts.upstream.aclose()
