@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 
 from kube2iam.domain.roles import AssumeRoleRequest, Credentials
 from kube2iam.sts.errors import TIMEOUT, Fault, Kind, StsError, fault
-from kube2iam.sts.gate import CALLS, LONG, SHORT
+from kube2iam.sts.gate import CALLS, LONG
+from kube2iam.sts.hangup import Call, under_control
 from kube2iam.sts.keys import Keys, OwnKeys, Provider, Signer
 from kube2iam.sts.retry import until_it_works
 
@@ -27,9 +28,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _CONNECT = 2.0
-_SPARE = 1.0
-"""Seconds that a busy node gets on top of `SHORT`, which is the SDK's own time-out then: an answer that lies in the
-socket is not thrown away because the thread comes late."""
+"""Seconds for each address of the endpoint."""
+_THREADS = 2
+"""Threads for each call that may be out: nobody can hang up on a name look-up, which may outlast its call."""
 _KEYS_WITHIN = 0.9
 """Of the time for a call, the part in which its keys must be there."""
 _LONGEST = 32_768
@@ -60,20 +61,19 @@ class StsSource:
         self._signer = signer or self._own
         self._calls = calls
         self._clock = clock
-        self._threads = ThreadPoolExecutor(calls, thread_name_prefix="kube2iam-sts")
+        self._threads = ThreadPoolExecutor(_THREADS * calls, thread_name_prefix="kube2iam-sts")
         self._signing = _Signing()
         self._session: Any = None
         self._sdk: Any = None
-        self._long: Any = None
-        self._short: Any = None
+        self._client: Any = None
 
     @property
     def endpoint(self) -> str:
         """The URL that is asked; empty before `open`."""
-        return self._long.meta.endpoint_url if self._long else ""
+        return self._client.meta.endpoint_url if self._client else ""
 
     async def open(self) -> None:
-        """Import the SDK and make its clients, in a thread; waits for a region as long as it takes."""
+        """Import the SDK and make its client, in a thread; waits for a region as long as it takes."""
         await until_it_works("the AWS SDK cannot be set up", self._set_up)
 
     async def _set_up(self) -> None:
@@ -81,15 +81,14 @@ class StsSource:
         known = await loop.run_in_executor(self._threads, self._import)
         named = _regional(os.environ.get("AWS_REGION")) or _regional(known)
         region = self._region or named or await self._discover_region()
-        await loop.run_in_executor(self._threads, self._make_clients, region)
+        await loop.run_in_executor(self._threads, self._make_client, region)
         log.info("STS client made", extra={"sts.region": region, "sts.endpoint": _host(self.endpoint)})
 
     async def fetch(self, request: AssumeRoleRequest, patience: float) -> Credentials:
         """A new session, within `patience` seconds; raises StsError."""
         try:
-            seconds = patience if patience > SHORT else patience + _SPARE
-            async with asyncio.timeout(seconds):
-                return await self._signed(lambda: self._assume(request, patience), seconds)
+            async with asyncio.timeout(patience):
+                return await self._signed(lambda: self._assume(request), patience)
         except TimeoutError:
             raise StsError(fault(TIMEOUT, detail=_host(self.endpoint))) from None
 
@@ -98,15 +97,15 @@ class StsSource:
         try:
             async with asyncio.timeout(LONG):
                 return await self._signed(
-                    lambda: self._guarded(lambda: str(self._long.get_caller_identity()["Arn"])), LONG
+                    lambda: self._guarded(lambda: str(self._client.get_caller_identity()["Arn"])), LONG
                 )
         except TimeoutError:
             raise StsError(fault(TIMEOUT, detail=_host(self.endpoint))) from None
 
     def close(self) -> None:
         """Wait for nothing that is out; keep nothing open."""
-        for client in filter(None, (self._short, self._long)):
-            client.close()
+        if self._client:
+            self._client.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _signed(self, call: Callable[[], T], seconds: float) -> T:
@@ -121,8 +120,12 @@ class StsSource:
 
     async def _once(self, call: Callable[[], T], keys: Keys) -> T:
         self._signing.keys = keys
+        under_way = Call()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, under_way.run, call)
+        except asyncio.CancelledError:
+            under_way.hang_up()
+            raise
         except StsError as error:
             if error.fault.kind is Kind.NODE:
                 raise StsError(self._signer.explain(error.fault)) from error
@@ -150,28 +153,29 @@ class StsSource:
         region: str | None = self._sdk.region_name
         return region
 
-    def _make_clients(self, region: str) -> None:
-        """Two clients that differ in how long they wait; everything else comes from the SDK's settings."""
+    def _make_client(self, region: str) -> None:
+        """A client that can be hung up on; everything else comes from the SDK's settings."""
         from botocore.config import Config  # noqa: PLC0415 - as above
 
-        def client(read: float) -> Any:
-            config = Config(
-                connect_timeout=min(_CONNECT, read),
-                read_timeout=read,
-                retries={"total_max_attempts": 1, "mode": "standard"},
-                max_pool_connections=self._calls,
-                tcp_keepalive=True,
-                user_agent_appid="kube2iam",
-            )
-            return self._sdk.client("sts", region_name=region, config=config)
-
-        self._short, self._long = client(SHORT), client(LONG)
+        config = Config(
+            connect_timeout=_CONNECT,
+            read_timeout=LONG,
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            max_pool_connections=_THREADS * self._calls,
+            tcp_keepalive=True,
+            user_agent_appid="kube2iam",
+        )
+        client = self._sdk.client("sts", region_name=region, config=config)
+        pools = client._endpoint.http_session._pool_classes_by_scheme  # noqa: SLF001 - there is no other way to them
+        for scheme, pool in pools.items():
+            pools[scheme] = type(pool.__name__, (pool,), {"ConnectionCls": under_control(pool.ConnectionCls)})
+        self._client = client
 
     def _find_keys(self) -> Provider:
         """The first source of the SDK's chain that has keys; botocore renews those that end."""
         from botocore.credentials import create_credential_resolver  # noqa: PLC0415 - as above
 
-        chain = create_credential_resolver(self._session, region_name=self._long.meta.region_name)
+        chain = create_credential_resolver(self._session, region_name=self._client.meta.region_name)
         found = _own(chain.load_credentials)
         if found is None:
             raise StsError(fault("NoCredentialsError"))
@@ -182,10 +186,9 @@ class StsSource:
 
         return present
 
-    def _assume(self, request: AssumeRoleRequest, patience: float) -> Credentials:
-        client = self._long if patience > SHORT else self._short
+    def _assume(self, request: AssumeRoleRequest) -> Credentials:
         asked = self._clock()
-        answer = self._guarded(lambda: client.assume_role(**_parameters(request)))
+        answer = self._guarded(lambda: self._client.assume_role(**_parameters(request)))
         try:
             return _credentials(answer, asked)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

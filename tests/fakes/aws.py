@@ -4,7 +4,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -68,6 +68,12 @@ class HttpSts:
 
     script: Callable[[Form], Answer | None] = granted
     delay: Callable[[Form], float] = lambda _form: 0.0
+    trickles: Callable[[Form], bool] = lambda _form: False
+    """Whether the answer comes a space at a time and never ends."""
+    closes: bool = False
+    """Whether answers say `Connection: close`."""
+    trickling: int = 0
+    """Answers that trickle at present: those on which nobody hung up."""
     forms: list[Form] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
@@ -92,15 +98,31 @@ def http_sts(tls: ssl.SSLContext | None = None) -> Iterator[HttpSts]:
             sts.forms.append(form)
             sts.headers.append({name.lower(): value for name, value in self.headers.items()})
             answer = sts.answer(form)
+            if sts.trickles(form):
+                self.trickle()
+                return
             if answer is None:
                 self.close_connection = True
                 return
             status, text = answer
             self.send_response(status)
             self.send_header("Content-Type", "text/xml")
+            if sts.closes:
+                self.send_header("Connection", "close")
             self.send_header("Content-Length", str(len(text.encode())))
             self.end_headers()
             self.wfile.write(text.encode())
+
+        def trickle(self) -> None:
+            sts.trickling += 1
+            self.close_connection = True
+            with suppress(OSError):
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n")
+                self.wfile.write(b"Connection: close\r\n\r\n" if sts.closes else b"\r\n")
+                while True:
+                    self.wfile.write(b" ")
+                    time.sleep(0.02)
+            sts.trickling -= 1
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
             pass
