@@ -234,21 +234,27 @@ _LENGTH = re.compile(r"duration ?seconds|MaxSessionDuration", re.IGNORECASE)
 def fault(code: str, *, status: int = 0, message: str = "", detail: str = "") -> Fault:
     """The fault that `code` names; an unknown code is judged by its HTTP `status` (4xx is permanent).
 
-    `message` is STS's own text, read for session lengths only; `detail` (an endpoint, never a secret) is shown.
+    Without a code it was not STS that answered but something before it, such as a proxy: that may pass. `message` is
+    STS's own text, read for session lengths only; `detail` (an endpoint, never a secret) is shown.
     """
-    row = _ROWS.get(code) or _unknown(status)
-    code = re.sub(r"[^A-Za-z0-9_.]", "", code)[:64] or "UnknownError"
+    code = re.sub(r"[^A-Za-z0-9_.]", "", code)[:64]
+    row = _ROWS.get(code) or _unknown(code, status)
     says = f"{row.says} ({detail})" if detail else row.says
     longest = _longest(message) if row.kind is Kind.REFUSED and _LENGTH.search(message) else None
-    return Fault(row.kind, code, says, longest)
+    return Fault(row.kind, code or str(status or "UnknownError"), says, longest)
 
 
-def _unknown(status: int) -> Row:
+def _unknown(code: str, status: int) -> Row:
     if status == 429:
         return _ROWS["Throttling"]
-    if 400 <= status < 500 and status != 408:
-        return Row(Kind.REFUSED, (), f"STS refuses the request with HTTP status {status}")
-    return Row(Kind.UNAVAILABLE, (), f"STS failed with HTTP status {status}" if status else "the call to STS failed")
+    if not 400 <= status < 500:
+        return Row(
+            Kind.UNAVAILABLE, (), f"STS failed with HTTP status {status}" if status else "the call to STS failed"
+        )
+    if status == 408 or not code or code.isdigit():  # the SDK may give the status for a code
+        says = f"something before STS, such as a proxy, answers with HTTP status {status}"
+        return Row(Kind.UNAVAILABLE, (), says)
+    return Row(Kind.REFUSED, (), f"STS refuses the request with HTTP status {status}")
 
 
 def _longest(message: str) -> int:

@@ -1,27 +1,61 @@
 """docs/credentials.md and the table of errors agree."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from kube2iam.sts.errors import Kind, fault
+from kube2iam.sts.errors import TABLE, Fault, fault
+from kube2iam.sts.memory import remembered
 
 DOCS = Path(__file__).parents[2] / "docs" / "credentials.md"
-ROWS = [line.split("|") for line in DOCS.read_text().splitlines() if line.startswith("| ") and "`" in line]
-CODES = [
-    (code.strip(), told)
-    for _, codes, told, *_rest in ROWS
-    if "sts-" in told or "node-" in told
-    for code in codes.split("(")[0].split(",")
-    if code.strip().isalnum() and code.strip()[0].isupper()
-]
+CASES = {
+    "any other code of STS with a 4xx status": [fault("SomethingNew", status=status) for status in (400, 403, 418)],
+    "any other 429": [fault(code, status=429) for code in ("", "429", "SomethingNew")],
+    "any other 5xx": [fault(code, status=status) for code in ("", "502", "SomethingNew") for status in (500, 502)],
+    "any other 408": [fault(code, status=408) for code in ("", "SomethingNew")],
+    "a 4xx without a code of STS": [fault(code, status=status) for code in ("", "403") for status in (403, 404, 407)],
+}
+"""What the table says in words."""
 
 
-@pytest.mark.parametrize(("code", "told"), CODES)
-def test_what_the_pod_is_told(code: str, told: str) -> None:
-    reason = fault(code, status=400).denial.reason
-    assert f"{reason.status} `{reason.code}`" in told
+def rows() -> list[tuple[list[str], str, str]]:
+    """The table of errors: what is in its first cell, what the pod is told, how long that is remembered."""
+    found: list[tuple[list[str], str, str]] = []
+    lines = DOCS.read_text().partition("## Errors")[2].partition("## ")[0].splitlines()
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) != 4 or "sts-pending" in line or "`" not in cells[1]:
+            continue
+        names = [name.strip() for name in re.sub(r"\([^)]*\)", "", cells[0]).split(",")]
+        found.append((names, cells[1], found[-1][2] if cells[2] == "as above" else cells[2]))
+    return found
 
 
-def test_every_kind_is_documented() -> None:
-    assert {fault(code).kind for code, _told in CODES} == set(Kind)
+DOCUMENTED = {name: (told, kept) for names, told, kept in rows() for name in names}
+CODES = [code for row in TABLE for code in row.codes]
+
+
+def agrees(found: Fault, told: str, kept: str) -> bool:
+    reason = found.denial.reason
+    first, most = re.findall(r"(\d+) s", kept)
+    times = [remembered(found.kind, failures, error_ttl=10.0, spread=0.0) for failures in (1, 2, 20)]
+    return told == f"{reason.status} `{reason.code}`" and times == [int(first), 2 * int(first), int(most)]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_code_is_documented(code: str) -> None:
+    name = code if code in DOCUMENTED else code.removesuffix("Exception")
+    assert agrees(fault(code, status=400), *DOCUMENTED[name])
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_what_is_documented_is_so(name: str) -> None:
+    known = [code for code in (name, f"{name}Exception") if code in CODES]
+    found = CASES.get(name) or [fault(code, status=400) for code in known]
+    assert found, "no code, and none of the cases in words"
+    assert all(agrees(one, *DOCUMENTED[name]) for one in found)
+
+
+def test_every_case_in_words_is_documented() -> None:
+    assert set(CASES) <= set(DOCUMENTED)
