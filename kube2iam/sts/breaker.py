@@ -1,7 +1,7 @@
 """When STS as a whole is away: notices it, lets one probe through at a time, and says when it is over. Pure.
 
-A role whose calls fail while others are answered has trouble of its own; that does not count against STS, as long as
-others are answered.
+A role whose calls fail while others are answered has trouble of its own, as long as most are well; that does not count
+against STS.
 """
 
 from collections.abc import Hashable
@@ -15,9 +15,7 @@ _FIRST, _LONGEST = 1.5, 6.0
 _REST = 0.5
 """Seconds after a probe's end, however long it took."""
 _OTHERS = 3
-"""Answers to others between two failures of a request that show its trouble to be its own; one may be luck."""
-_QUIET = 30.0
-"""Seconds without an answer to anybody after which a request's own trouble is everyone's again."""
+"""Answers to others since a request began to fail that make its trouble look its own; one may be luck."""
 
 
 class Breaker:
@@ -30,22 +28,23 @@ class Breaker:
         """Not before this moment may the next probe go."""
         self._probes = 0
         self._answers = 0
-        self._answered_at = float("-inf")
-        self._failed_at: dict[Hashable, int] = {}
-        self._own: set[Hashable] = set()
+        self._well: set[Hashable] = set()
+        self._ill_since: dict[Hashable, int] = {}
         self._failing: dict[Hashable, Fault] = {}
 
     @property
     def trouble(self) -> Fault | None:
-        """What failed last, if nothing was answered since: on a node with few requests before the breaker opens."""
-        return self.fault or next(reversed(self._failing.values()), None)
+        """What failed last, if nothing was answered since: on a node with few requests before the breaker opens.
+
+        None once nobody asks any more for what failed.
+        """
+        return next(reversed(self._failing.values()), None)
 
     def failed(self, key: Hashable, fault: Fault, *, began: float, now: float, spread: float) -> bool:
         """A call for `key` that `began` then failed for a transient cause; True if that opens the breaker."""
-        if self._answers - self._failed_at.get(key, self._answers) >= _OTHERS:
-            self._own.add(key)
-        self._failed_at[key] = self._answers
-        if key not in self._own or now - self._answered_at > _QUIET:
+        self._well.discard(key)
+        self._ill_since.setdefault(key, self._answers)
+        if not self.is_own(key):
             self._failing.pop(key, None)
             self._failing[key] = fault
         was_open = self.fault is not None
@@ -56,33 +55,31 @@ class Breaker:
             self._probes = min(self._probes + 1, 20)
         return self.fault is not None and not was_open
 
-    def answered(self, key: Hashable, *, now: float) -> bool:
+    def answered(self, key: Hashable) -> bool:
         """STS answered a call for `key`; True if that ends a common trouble, and every memory of it."""
         self._answers += 1
-        self._answered_at = now
         over = bool(self._failing) or self.fault is not None
-        self._own.difference_update(self._failing)
-        self.forget(key)
-        self._end()
+        self._well.add(key)
+        self._ill_since.pop(key, None)
+        self._failing.clear()
+        self._probes = 0
+        self.fault = None
         return over
 
     def knows(self, key: Hashable) -> bool:
         """Whether `key` was tried since STS answered last. What was not may try at once: the trouble may be others'."""
         return key in self._failing
 
+    def is_suspect(self, key: Hashable) -> bool:
+        """Whether others were answered since `key` began to fail."""
+        return self._answers - self._ill_since.get(key, self._answers) >= _OTHERS
+
     def is_own(self, key: Hashable) -> bool:
-        """Whether the trouble of `key` is its own: it failed again after others were answered."""
-        return key in self._own
+        """Whether the trouble of `key` is its own: others were answered, and no fewer are well than ill."""
+        return self.is_suspect(key) and len(self._well) >= len(self._ill_since)
 
     def forget(self, key: Hashable) -> None:
-        """Nobody asks for `key` any more, or it was answered."""
-        self._failed_at.pop(key, None)
-        self._own.discard(key)
-        if self._failing.pop(key, None) is not None and not self._failing:
-            self._end()
-
-    def _end(self) -> None:
-        """Nobody is left whose trouble may be that of STS."""
-        self._failing.clear()
-        self._probes = 0
-        self.fault = None
+        """Nobody asks for `key` any more."""
+        self._well.discard(key)
+        self._ill_since.pop(key, None)
+        self._failing.pop(key, None)

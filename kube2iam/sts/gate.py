@@ -116,7 +116,7 @@ class Gate:
         self._rate.start_slowly(self._monotonic())
 
     def is_own_trouble(self, key: Hashable) -> bool:
-        """Whether `key` failed again although others were answered."""
+        """Whether `key` fails although most others are answered."""
         return self._breaker.is_own(key)
 
     def forget(self, key: Hashable) -> None:
@@ -127,7 +127,7 @@ class Gate:
         now = self._monotonic()
         if fault is None or fault.kind.permanent:
             away = self._breaker.fault is not None
-            over = self._breaker.answered(turn.key, now=now)
+            over = self._breaker.answered(turn.key)
             if away:
                 self._rate.start_slowly(now)
             return Change.BACK if over else Change.NONE
@@ -183,7 +183,7 @@ class Gate:
     def _choose_probe(self, now: float) -> tuple[Turn | None, float]:
         """As `_choose`, while STS is away: at once for a pod whose request was not tried yet, else one at a time.
 
-        Whatever was tried least lately is tried next, be it urgent or not: what nobody has an answer for may hang by
+        Whatever was tried least recently is tried next, be it urgent or not: what nobody has an answer for may hang by
         itself, and must not keep from STS those who would show that it is well.
         """
         if len(self._calls) < LONG_CALLS:
@@ -195,10 +195,10 @@ class Gate:
             return None, 0.0
         if now < self._breaker.probe_at:
             return None, self._breaker.probe_at - now
-        return min(queued, key=lambda turn: (self._breaker.is_own(turn.key), turn.since)), 0.0
+        return min(queued, key=lambda turn: (self._breaker.is_suspect(turn.key), turn.since)), 0.0
 
     def _is_untried(self, turn: Turn) -> bool:
-        return not (turn.slow or self._breaker.knows(turn.key) or self._breaker.is_own(turn.key))
+        return not (turn.slow or self._breaker.knows(turn.key) or self._breaker.is_suspect(turn.key))
 
     def _let_out(self, turn: Turn, now: float) -> None:
         self._lanes[turn.priority].remove(turn)
