@@ -21,7 +21,7 @@ _SLOW = 0.25
 _HUNG = 30.0
 """Seconds after which a load is given up and another one begun; twice as many for each one that hangs already."""
 _THREADS = 8
-"""Loads that may be out at once, hung ones too: with the doubling they last for two hours of a chain that hangs."""
+"""Loads that may be out at once, hung ones too: with the doubling they last for an hour of a chain that hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,8 @@ class OwnKeys:
     """The agent's own keys, loaded and renewed in threads of their own.
 
     A renewal that is slow or fails delays nobody and takes nothing away while there are keys from before: AWS says when
-    those are too old. Only one load at a time counts: what was begun before AWS refused the keys, or hangs, is ignored.
+    those are too old. Only one load at a time is waited for. What one that seemed to hang brings in the end counts too,
+    unless it was begun before AWS refused the keys.
     """
 
     def __init__(
@@ -73,6 +74,8 @@ class OwnKeys:
         self._loading: asyncio.Future[_Found] | None = None
         self._begun = 0.0
         self._out = 0
+        self._serial = 0
+        self._counted = 0
         self._provider: Provider | None = None
         self._last: Keys | None = None
         self._trouble = ""
@@ -97,6 +100,7 @@ class OwnKeys:
                 return False
             self._distrusted_at = now
             self._last = None
+            self._counted = self._serial
             self._give_up()
         return True
 
@@ -121,7 +125,7 @@ class OwnKeys:
         return self._out < self._threads and self._monotonic() - self._begun >= _HUNG * 2 ** (self._out - 1)
 
     def _give_up(self) -> None:
-        """Ignore what is under way, and begin with the whole chain next time: what hangs may hold this one's lock."""
+        """Wait no more for what is under way, and begin with the whole chain: what hangs may hold this one's lock."""
         self._provider = None
         if self._loading is not None:
             loading, self._loading = self._loading, None
@@ -131,13 +135,15 @@ class OwnKeys:
         """Load in a thread that nobody waits for at exit: a chain that hangs may do so for minutes."""
         loop = asyncio.get_running_loop()
         loading: asyncio.Future[_Found] = loop.create_future()
+        self._serial += 1
+        serial = self._serial
 
         def load() -> None:
             try:
                 known = provider or self._find()
-                tell = partial(self._tell, loading, found=(known, known()))
+                tell = partial(self._tell, loading, serial, found=(known, known()))
             except Exception as error:  # noqa: BLE001 - it is raised where the keys are waited for
-                tell = partial(self._tell, loading, error=error)
+                tell = partial(self._tell, loading, serial, error=error)
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(tell)
 
@@ -146,14 +152,22 @@ class OwnKeys:
         return loading
 
     def _tell(
-        self, loading: asyncio.Future[_Found], *, found: _Found | None = None, error: Exception | None = None
+        self,
+        loading: asyncio.Future[_Found],
+        serial: int,
+        *,
+        found: _Found | None = None,
+        error: Exception | None = None,
     ) -> None:
         self._out -= 1
-        if loading.done():
-            return
-        if found is not None:
-            loading.set_result(found)
-        elif error is not None:
+        if found is not None and serial > self._counted:
+            self._counted = serial
+            self._provider, self._last = found
+            self._say(None)
+            waited_for = self._loading  # which is another one, if this one had been given up
+            if waited_for is not None and not waited_for.done():
+                waited_for.set_result(found)
+        elif error is not None and not loading.done():
             loading.set_exception(error)
 
     def _loaded(self, loading: asyncio.Future[_Found]) -> None:
@@ -161,9 +175,8 @@ class OwnKeys:
             return
         self._loading = None
         error = loading.exception()
-        if error is None:
-            self._provider, self._last = loading.result()
-        self._say(error)
+        if error is not None:
+            self._say(error)
 
     def _say(self, error: BaseException | None) -> None:
         """Tell the log of a change."""

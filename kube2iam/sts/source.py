@@ -175,8 +175,8 @@ class StsSource:
         """The first source of the SDK's chain that has keys; botocore renews those that end."""
         from botocore.credentials import create_credential_resolver  # noqa: PLC0415 - as above
 
-        chain = create_credential_resolver(self._session, region_name=self._client.meta.region_name)
-        found = _own(chain.load_credentials)
+        region = self._client.meta.region_name
+        found = _own(lambda: create_credential_resolver(self._session, region_name=region).load_credentials())
         if found is None:
             raise StsError(fault("NoCredentialsError"))
 
