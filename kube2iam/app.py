@@ -14,6 +14,7 @@ from kube2iam._build import COMMIT
 from kube2iam.admin.health import announce
 from kube2iam.admin.server import AdminServer, answer
 from kube2iam.compose import Parts, mine
+from kube2iam.domain.arn import BaseArn
 from kube2iam.imds.listen import listen
 from kube2iam.imds.server import Server
 from kube2iam.kube.api import ClusterApi
@@ -209,18 +210,28 @@ class Agent:
 
     async def _discover(self) -> None:
         """Learn the base ARN and the default role of `--auto-discover-…`; until then nothing is decided."""
-        parts, settings = self._parts, self._settings
+        parts = self._parts
         await parts.cache.ready.wait()
         if parts.intermediate is not None:
             await parts.intermediate.ready.wait()
-        node = parts.sources[-1]  # the role of `--assume-role-arn` may be of another account
-        base = parts.resolver.policy.base or await discover_base_arn(parts.upstream, node.caller)
-        default = settings.default_role
-        if settings.auto_discover_default_role:
-            default = str(await discover_default_role(parts.upstream, node.caller))
+        base, default = await asyncio.gather(self._base_arn(), self._default_role())
         log.info("discovered", extra={"base.role.arn": str(base), "default.role": default})
-        parts.resolver.policy = replace(parts.resolver.policy, base=base, default_role=default, discovering=False)
+        policy = parts.resolver.policy
+        parts.resolver.policy = replace(policy, base=base, default_role=default, discovering=False)
         parts.prefetch.changed()
+
+    async def _base_arn(self) -> BaseArn:
+        parts = self._parts
+        return parts.resolver.policy.base or await discover_base_arn(parts.upstream, self._own_identity)
+
+    async def _default_role(self) -> str:
+        if not self._settings.auto_discover_default_role:
+            return self._settings.default_role
+        return str(await discover_default_role(self._parts.upstream, self._own_identity))
+
+    async def _own_identity(self) -> str:
+        """The agent's own, not that of `--assume-role-arn`, which may be of another account."""
+        return await self._parts.sources[-1].caller()
 
     async def _warm(self) -> None:
         """Fetch the whole node's credentials before it is ready, or say which are missing."""

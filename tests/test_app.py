@@ -157,7 +157,7 @@ async def test_roles_that_hang_keep_it_from_being_ready_for_5_seconds_at_most(ar
     around.sts.delay = 60
     async with around.agent(ready=False) as agent:
         begun = moment(await agent.heard("starting"))
-        assert moment(await agent.heard("ready")) - begun == pytest.approx(READY_AFTER, abs=0.4)
+        assert READY_AFTER - 0.5 < moment(await agent.heard("ready")) - begun < READY_AFTER + 0.9
         assert (await agent.heard("ready without some roles' credentials"))["roles"] == f"{BASE}app"
         assert "[!]credentials degraded" in (await agent.page("/readyz?verbose"))[1]
 

@@ -86,7 +86,7 @@ class EventRecorder:
         self._queue: asyncio.Queue[tuple[_About, _Series]] = asyncio.Queue(_QUEUE)
         self._series: OrderedDict[_About, _Series] = OrderedDict()
         self._trouble: str | None = None
-        self._may_count_up = True
+        self._said_no_patch = False
 
     def record(self, kind: str, namespace: str, name: str, uid: str, reason: str, message: str) -> None:  # noqa: PLR0917
         """Say that `reason` (UpperCamelCase) holds for a Pod or Namespace. Costs nothing and never fails.
@@ -145,9 +145,9 @@ class EventRecorder:
         """Forget a series that the API server has, but lets nobody change: said again, it is a new Event."""
         self._series.pop(about, None)
         self._counters.cluster_event("failed")
-        if self._may_count_up:
+        if not self._said_no_patch:
             log.warning("events can't be counted up", extra={"error": "HTTP 403: that needs patch on events"})
-        self._may_count_up = False
+        self._said_no_patch = True
 
     async def _send(self, about: _About, series: _Series) -> int:
         """Create the Event or count it up; returns the HTTP status."""
