@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from kube2iam.domain.errors import Reason
-from kube2iam.domain.roles import AssumeRoleRequest
+from kube2iam.domain.roles import AssumeRoleRequest, Credentials
 from kube2iam.sts.cache import CredentialCache
 from kube2iam.sts.errors import Fault, Kind, StsError
 from kube2iam.sts.intermediate import IntermediateRole
@@ -64,11 +64,25 @@ class TestAgainstMoto:
                 assert credentials.token
                 assert 890 <= credentials.remaining(time.time()) <= 901
                 assert abs(credentials.issued - time.time()) < 5
-                assert (
-                    "assumed-role" in await source.caller()
-                    or ":root" in await source.caller()
-                    or "user" in await source.caller()
-                )
+                assert await source.caller() == "arn:aws:sts::123456789012:user/moto"
+                async with opened(signer=Given(credentials)) as assumed:
+                    assert await assumed.caller() == "arn:aws:sts::123456789012:assumed-role/app/node-1"
+
+
+@dataclass(frozen=True)
+class Given:
+    """Signs with the credentials of a role's session."""
+
+    session: Credentials
+
+    async def keys(self) -> Keys:
+        return Keys(self.session.access_key_id, self.session.secret_access_key, self.session.token)
+
+    def distrust(self, keys: Keys) -> bool:
+        return False
+
+    def explain(self, refused: Fault) -> Fault:
+        return refused
 
 
 class TestWhatIsAsked:
@@ -107,6 +121,9 @@ class TestWhatIsAsked:
         assert "/us-gov-west-1/sts/" in sts.headers[0]["authorization"]
 
 
+FIPS_AND_DUALSTACK = {"AWS_USE_FIPS_ENDPOINT": "true", "AWS_USE_DUALSTACK_ENDPOINT": "true"}
+
+
 class TestEndpoints:
     @pytest.mark.parametrize(
         ("region", "environment", "endpoint"),
@@ -122,6 +139,15 @@ class TestEndpoints:
             ("eu-west-1", {"AWS_STS_REGIONAL_ENDPOINTS": "legacy"}, "https://sts.eu-west-1.amazonaws.com"),
             ("us-west-2", {"AWS_USE_FIPS_ENDPOINT": "true"}, "https://sts-fips.us-west-2.amazonaws.com"),
             ("us-west-2", {"AWS_USE_DUALSTACK_ENDPOINT": "true"}, "https://sts.us-west-2.api.aws"),
+            ("us-west-2", FIPS_AND_DUALSTACK, "https://sts-fips.us-west-2.api.aws"),
+            ("us-gov-west-1", {"AWS_USE_FIPS_ENDPOINT": "true"}, "https://sts.us-gov-west-1.amazonaws.com"),
+            ("us-gov-west-1", FIPS_AND_DUALSTACK, "https://sts-fips.us-gov-west-1.api.aws"),
+            (
+                "cn-north-1",
+                {"AWS_USE_DUALSTACK_ENDPOINT": "true"},
+                "https://sts.cn-north-1.api.amazonwebservices.com.cn",
+            ),
+            ("eusc-de-east-1", {}, "https://sts.eusc-de-east-1.amazonaws.eu"),
             (
                 "us-west-2",
                 {"AWS_ENDPOINT_URL_STS": "https://vpce-0a1b2c-sts.us-west-2.vpce.amazonaws.com"},
