@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kube2iam.sts.cache import CredentialCache
+from kube2iam.sts.errors import Kind, StsError
 from kube2iam.sts.source import StsSource
 from tests.fakes.aws import ROLE_SESSION, Answer, Form, HttpSts, granted, http_sts, refusal, use_keys
 from tests.fakes.imds import NODE_ROLE, ForgivingImds, forgiving_imds
@@ -182,3 +183,12 @@ async def opened_by_the_process(pipe: Path) -> int:
         with suppress(OSError):  # nobody reads yet
             return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
         await asyncio.sleep(0.001)
+
+
+async def test_a_chain_that_cannot_be_made_is_the_nodes_trouble(sts: HttpSts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_METADATA_SERVICE_TIMEOUT", "soon")
+    async with opened() as source:
+        with pytest.raises(StsError) as caught:
+            await source.fetch(APP, 5)
+    assert caught.value.fault.kind is Kind.NODE
+    assert sts.headers == []
