@@ -1,10 +1,8 @@
 """Session lengths that a role, or the caller, is not allowed."""
 
 import asyncio
-import random
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 import pytest
@@ -14,7 +12,7 @@ from kube2iam.sts.cache import CredentialCache
 from kube2iam.sts.durations import LEASE, LOOK_AGAIN, MOST_ROLES, FittedDurations
 from kube2iam.sts.errors import Fault, StsError, fault
 from tests.fakes.exact_time import exact_time
-from tests.fakes.sts import EPOCH, ScriptedSts, request
+from tests.fakes.sts import EPOCH, ScriptedSts, request, running
 
 TOO_LONG = "The requested DurationSeconds exceeds the MaxSessionDuration set for this role."
 CHAINED = "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role chaining"
@@ -57,18 +55,8 @@ def said(caplog: pytest.LogCaptureFixture, message: str) -> list[int]:
     return [vars(record)["sts.allowed"] for record in caplog.records if record.message == message]
 
 
-@asynccontextmanager
-async def fitted_cache(sts: ScriptedSts, *, chained: bool = False) -> AsyncIterator[CredentialCache]:
-    loop = asyncio.get_running_loop()
-    spread = random.Random(7).random
-    cache = CredentialCache(fitted(sts, chained=chained), clock=sts.clock, monotonic=loop.time, spread=spread)
-    task = asyncio.create_task(cache.run())
-    await cache.ready.wait()
-    try:
-        yield cache
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
+def fitted_cache(sts: ScriptedSts, *, chained: bool = False) -> AbstractAsyncContextManager[CredentialCache]:
+    return running(sts, through=fitted(sts, chained=chained))
 
 
 class TestSearch:
