@@ -107,7 +107,6 @@ class FittedDurations:
             return lengths.allowed
         length = lengths.next(wanted)
         if now >= role.look_again and length <= lengths.allowed:
-            role.look_again = now + LOOK_AGAIN
             length = min(wanted, lengths.next_minute)
         if length > lengths.allowed:
             self._lead(role, request)
@@ -120,14 +119,11 @@ class FittedDurations:
         role.searcher, role.lease_until = request, self._monotonic() + LEASE
 
     def _capped(self, duration: int, now: float) -> int:
-        """`duration`, or what the caller may ask for; once a day one request asks for a minute more than that."""
+        """`duration`, or what the caller may ask for; once a day a minute more than that, until it is answered."""
         if duration <= self._cap:
             return duration
         self._say_chained(duration)
-        if now >= self._cap_doubted:
-            self._cap_doubted = now + LOOK_AGAIN
-            return min(duration, self._cap + STEP)
-        return self._cap
+        return min(duration, self._cap + STEP) if now >= self._cap_doubted else self._cap
 
     async def _ask(self, role: _Role, request: AssumeRoleRequest, length: int, give_up: float) -> Credentials:
         """One call. Learns from a refusal; the other requests of the role wait for what it says of a longer length."""
@@ -155,14 +151,17 @@ class FittedDurations:
 
     def _learn(self, role: _Role, length: int, fault: Fault) -> None:
         """STS refuses `length`. What it says of role chaining is about the caller, whatever the role."""
+        tomorrow = self._monotonic() + LOOK_AGAIN
         if fault.longest == CHAINED < length:
-            if self._cap == UNKNOWN:
-                self._cap, self._cap_doubted = CHAINED, self._monotonic() + LOOK_AGAIN
+            self._cap, self._cap_doubted = CHAINED, tomorrow
         else:
             role.lengths.refuse(length, fault.longest or 0)
+            role.look_again = tomorrow
 
     def _take(self, role: _Role, request: AssumeRoleRequest, length: int, credentials: Credentials) -> Credentials:
         """STS allows `length`."""
+        if length > role.lengths.allowed:
+            role.look_again = float("inf")
         role.lengths.grant(length)
         if length > self._cap:
             self._cap = UNKNOWN

@@ -147,6 +147,18 @@ class TestRaised:
         assert 28_740 < (await lives(source, request(duration=HALF_DAY)))[-1] <= 28_800
 
     @exact_time
+    async def test_a_look_that_sts_did_not_answer_is_made_again(self) -> None:
+        sts = allows(7200)
+        source = fitted(sts)
+        await lives(source, request(duration=HALF_DAY))
+        await asyncio.sleep(LOOK_AGAIN)
+        sts.script = lambda _request: fault("Throttling")
+        with pytest.raises(StsError):
+            await source.fetch(request(duration=HALF_DAY), 5)
+        sts.script = allows(28_800).script
+        assert (await lives(source, request(duration=HALF_DAY)))[-1] > 28_740
+
+    @exact_time
     async def test_a_maximum_that_stays_costs_one_more_call_a_day_and_is_not_said_again(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
