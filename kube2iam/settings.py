@@ -54,6 +54,11 @@ OBSERVABILITY = "Observability"
 PROCESS = "Process"
 LIMITS = "Limits, 0 for none"
 
+DURATION = "iam.amazonaws.com/session-duration"
+"""Pod annotation: life of its session, whole seconds (`7200`) or a Go duration (`2h`)."""
+POLICY_ARNS = "iam.amazonaws.com/session-policy-arns"
+"""Pod annotation: managed policies that narrow its session, between commas or as a JSON array."""
+
 _MINUTE = 60.0
 _HOUR = 3600.0
 _SHORTEST_SESSION = 15 * _MINUTE
@@ -62,8 +67,6 @@ _LONGEST_SHOWN = 100
 _LEVELS = {"trace": "debug", "warn": "warning", "fatal": "error", "panic": "error"}
 _RESTRICTIONS = dict.fromkeys(("1", "t", "true"), "on") | dict.fromkeys(("0", "f", "false"), "off")
 _MOST_TAGS = 50
-_OF_SESSIONS = ("iam.amazonaws.com/session-duration", "iam.amazonaws.com/session-policy-arns")
-"""Pod annotations with names that no flag gives: see domain/session.py."""
 _EXCLUSIVE = (("base_role_arn", "auto_discover_base_arn"), ("default_role", "auto_discover_default_role"))
 
 
@@ -414,7 +417,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
             yield f"{_flag(one)} and {_flag(other)} exclude each other: give one of them"
     if settings.iam_role_session_ttl is not None and settings.iam_role_session_duration != _HOUR:
         yield "--iam-role-session-ttl and --iam-role-session-duration exclude each other: give one of them"
-    for name in (settings.iam_role_key, settings.iam_external_id, *_OF_SESSIONS):
+    for name in (settings.iam_role_key, settings.iam_external_id, DURATION, POLICY_ARNS):
         if settings.session_tags and name.startswith(settings.session_tag_prefix):
             yield (
                 f"--session-tag-prefix {quote(settings.session_tag_prefix)} makes a tag of the annotation {name}: "

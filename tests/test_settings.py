@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kube2iam import manual
-from kube2iam.domain.session import DURATION, POLICY_ARNS
 from kube2iam.flags import Flag
-from kube2iam.settings import Settings, SettingsError, rows
+from kube2iam.settings import DURATION, POLICY_ARNS, Settings, SettingsError, rows
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 _SECRET = "hunter2-secret"

@@ -19,12 +19,8 @@ from kube2iam.domain.arn import PARTITION, RoleArn
 from kube2iam.domain.pod import Namespace, Pod
 from kube2iam.domain.roles import AssumeRoleRequest
 from kube2iam.domain.tags import SessionTags
-from kube2iam.settings import Settings
+from kube2iam.settings import DURATION, POLICY_ARNS, Settings
 
-DURATION = "iam.amazonaws.com/session-duration"
-"""Pod annotation: life of its session, whole seconds (`7200`) or a Go duration (`2h`)."""
-POLICY_ARNS = "iam.amazonaws.com/session-policy-arns"
-"""Pod annotation: managed policies that narrow its session, between commas or as a JSON array."""
 _SHORTEST, _LONGEST = 900, 43_200
 _MOST_POLICIES = 10
 _LONGEST_NAME = 64

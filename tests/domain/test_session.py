@@ -12,9 +12,9 @@ from kube2iam.domain.arn import RoleArn
 from kube2iam.domain.errors import Denial, Reason
 from kube2iam.domain.pod import Namespace, Pod
 from kube2iam.domain.policy import Policy
-from kube2iam.domain.session import DURATION, POLICY_ARNS, SessionShape, expand
+from kube2iam.domain.session import SessionShape, expand
 from kube2iam.domain.tags import ALLOWED_TAGS, SessionTags
-from kube2iam.settings import TEMPLATE_FIELDS, Settings
+from kube2iam.settings import DURATION, POLICY_ARNS, TEMPLATE_FIELDS, Settings
 
 ROLE = RoleArn("aws", "123456789012", "/team/", "app")
 EXTERNAL_ID = "iam.amazonaws.com/external-id"
