@@ -9,7 +9,7 @@ from kube2iam.domain.errors import Denial, Reason, RefusedError
 from kube2iam.domain.roles import AssumeRoleRequest
 from kube2iam.sts.cache import CredentialCache
 from kube2iam.sts.errors import TIMEOUT, Fault, Kind, StsError, fault
-from kube2iam.sts.keys import RELOAD, Keys
+from kube2iam.sts.keys import Keys, Reloads
 
 _HOLD = 4.0
 
@@ -29,8 +29,7 @@ class IntermediateRole:
     ) -> None:
         self._cache = cache
         self._request = request
-        self._monotonic = monotonic
-        self._distrusted_at = float("-inf")
+        self._reloads = Reloads(monotonic)
 
     @property
     def ready(self) -> asyncio.Event:
@@ -60,10 +59,8 @@ class IntermediateRole:
         """Assume the role anew before the next call, every five seconds at most."""
         session = self._cache.peek(self._request)
         if session is not None and session.access_key_id == keys.access_key:
-            now = self._monotonic()
-            if now - self._distrusted_at < RELOAD:
+            if not self._reloads.begin():
                 return False
-            self._distrusted_at = now
             self._cache.renew(self._request)
         return True
 

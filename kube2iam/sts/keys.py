@@ -14,7 +14,7 @@ from kube2iam.sts.errors import Fault, StsError, fault
 
 log = logging.getLogger(__name__)
 
-RELOAD = 5.0
+_RELOAD = 5.0
 """Seconds between two times that AWS's refusal of keys is a reason to fetch others."""
 _SLOW = 0.25
 """Seconds that a load may take before the keys from before are used."""
@@ -45,6 +45,22 @@ class Signer(Protocol):
 
     def explain(self, refused: Fault) -> Fault:
         """`refused`, of kind NODE, in words that say whose keys AWS refuses."""
+
+
+class Reloads:
+    """When AWS's refusal of keys is a reason to fetch others: every five seconds at most."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._last = float("-inf")
+
+    def begin(self) -> bool:
+        """Whether others may be fetched; that counts as done."""
+        now = self._monotonic()
+        if now - self._last < _RELOAD:
+            return False
+        self._last = now
+        return True
 
 
 Provider = Callable[[], Keys]
@@ -79,7 +95,7 @@ class OwnKeys:
         self._provider: Provider | None = None
         self._last: Keys | None = None
         self._trouble = ""
-        self._distrusted_at = float("-inf")
+        self._reloads = Reloads(monotonic)
 
     async def keys(self) -> Keys:
         """The keys at present; concurrent callers share one load."""
@@ -95,10 +111,8 @@ class OwnKeys:
     def distrust(self, keys: Keys) -> bool:
         """Load anew at the next call, every five seconds at most."""
         if keys == self._last:
-            now = self._monotonic()
-            if now - self._distrusted_at < RELOAD:
+            if not self._reloads.begin():
                 return False
-            self._distrusted_at = now
             self._last = None
             self._counted = self._serial
             self._give_up()
