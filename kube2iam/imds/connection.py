@@ -52,7 +52,7 @@ class Site(HttpLimits, Protocol):
         """Call `step`, which serves `party` once, in one of the next turns."""
 
     def keep(self, party: str, size: int) -> bool:
-        """Count `size` bytes more (or less) that wait here for `party`. Whether that is not too much."""
+        """Count `size` bytes more (or less) that wait here for `party`. False, and not counted, if that is too much."""
 
     def write_soon(self, transport: asyncio.WriteTransport, data: bytes) -> None:
         """Write `data` in this turn of the loop, together with what others are to be sent."""
@@ -338,10 +338,12 @@ class Connection(asyncio.Protocol):
             kept += self._reader.bytes
         if self._queue:
             kept += len(self._queue) * _WAITING
-        if kept != self._kept:
-            more, self._kept = kept - self._kept, kept
-            if not self._site.keep(self.party, more):
-                self.transport.abort()
+        if kept == self._kept:
+            return
+        if self._site.keep(self.party, kept - self._kept):
+            self._kept = kept
+        else:
+            self.transport.abort()  # which loses them
 
     def _discard(self, data: bytes) -> None:
         self._discarded += len(data)

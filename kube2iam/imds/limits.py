@@ -92,13 +92,15 @@ class PodLimits:
         self.held -= 1
 
     def keep(self, party: str, size: int) -> bool:
-        """Count `size` bytes more, or less, that wait for the party. Whether that is not too much."""
+        """Count `size` bytes more, or less, that wait for the party. False, and not counted, if that is too much."""
         kept = self._kept.get(party, 0) + size
+        if size > 0 and kept > _MOST_KEPT:
+            return False
         if kept:
             self._kept[party] = kept
         else:
             self._kept.pop(party, None)
-        return size <= 0 or kept <= _MOST_KEPT
+        return True
 
     def sweep(self) -> None:
         """Forget the addresses whose allowance is whole again."""

@@ -52,7 +52,7 @@ def test_bytes_that_wait_are_bounded_for_each_party() -> None:
     assert limits.keep("a", 4 << 20)
     assert limits.keep("b", 1)
     assert not limits.keep("a", 1)
-    assert limits.keep("a", -1 - (4 << 20))
+    assert limits.keep("a", -(4 << 20))
     assert limits.keep("b", -1)
     assert limits._kept == {}
 
