@@ -29,7 +29,6 @@ from kube2iam.resolve import Resolver
 from kube2iam.settings import Settings
 from kube2iam.sts.cache import CredentialCache
 from kube2iam.sts.discover import discover_region
-from kube2iam.sts.durations import FittedDurations
 from kube2iam.sts.intermediate import IntermediateRole
 from kube2iam.sts.prefetch import Prefetch
 from kube2iam.sts.source import StsSource
@@ -91,11 +90,12 @@ class Parts:
         if settings.assume_role_arn:
             name = expand("{node}", {"node": settings.node_or_host})
             request = AssumeRoleRequest(RoleArn.parse(settings.assume_role_arn), name, _CHAINED)
-            intermediate = IntermediateRole(CredentialCache(FittedDurations(source), meter=meter), request)
+            intermediate = IntermediateRole(CredentialCache(source, meter=meter), request)
             source = make_source(signer=intermediate)
             self.sources.insert(0, source)
         cache = CredentialCache(
-            FittedDurations(source, chained=intermediate is not None),
+            source,
+            chained=intermediate is not None,
             error_ttl=settings.iam_role_error_ttl,
             meter=meter,
             failed=self._sts_failed,

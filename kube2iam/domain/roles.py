@@ -57,8 +57,6 @@ class Credentials:
     expiration: int
     issued: int
     """When STS was asked: `LastUpdated` on the wire."""
-    provisional: bool = False
-    """A longer session may be had in a minute: how long STS allows it to be is still being found out."""
 
     def remaining(self, now: float) -> float:
         """Seconds of life left at `now`."""

@@ -9,18 +9,17 @@ from contextlib import suppress
 
 from kube2iam.domain.errors import Denial, Reason, RefusedError, refused
 from kube2iam.domain.roles import AssumeRoleRequest, Credentials
+from kube2iam.sts.durations import Durations
 from kube2iam.sts.entry import NEVER, Entry, EntryState, Hits, state
 from kube2iam.sts.errors import Fault, Kind
 from kube2iam.sts.flight import CredentialSource, Flights, StsMeter
-from kube2iam.sts.freshness import PROMISED, Session
+from kube2iam.sts.freshness import Session
 from kube2iam.sts.gate import Gate
 from kube2iam.sts.memory import remembered
 from kube2iam.sts.turn import Change, Priority, Turn
 
 log = logging.getLogger(__name__)
 
-CALM_ABOVE, URGENT_BELOW = PROMISED + 60.0, 600.0
-"""Seconds of life above which a refresh is in no hurry, and below which it does not wait for others."""
 WATCH = 30.0
 """Seconds between two looks at the clocks."""
 MOST_ROLES = 1000
@@ -33,8 +32,8 @@ class CredentialCache:
     """Sessions by request. `peek`, `start` and `want` never wait.
 
     Every call to STS belongs to the cache, not to a caller. `run` opens the source and owns all that goes on; before it
-    nothing goes out. `error_ttl` is seconds; `clock` is the wall clock, `monotonic` the one that nobody sets; `spread`
-    gives random numbers in [0, 1).
+    nothing goes out. `error_ttl` is seconds; `chained`: the source works with a role's session; `clock` is the wall
+    clock, `monotonic` the one that nobody sets; `spread` gives random numbers in [0, 1).
     """
 
     def __init__(
@@ -42,6 +41,7 @@ class CredentialCache:
         source: CredentialSource,
         *,
         error_ttl: float = 10.0,
+        chained: bool = False,
         meter: StsMeter | None = None,
         failed: Callable[[AssumeRoleRequest, Denial], None] = lambda _request, _denial: None,
         clock: Callable[[], float] = time.time,
@@ -55,7 +55,15 @@ class CredentialCache:
         self._monotonic = monotonic
         self._spread = spread
         self._gate = Gate(monotonic=monotonic, spread=spread)
-        self._flights = Flights(source, self._gate, heed=self._heed, meter=meter, monotonic=monotonic, spread=spread)
+        self._flights = Flights(
+            source,
+            self._gate,
+            Durations(chained=chained, monotonic=monotonic),
+            heed=self._heed,
+            meter=meter,
+            monotonic=monotonic,
+            spread=spread,
+        )
         self._entries: dict[AssumeRoleRequest, Entry] = {}
         self._hits: dict[str, Hits] = {}
         self._short_lived: set[AssumeRoleRequest] = set()
@@ -214,14 +222,8 @@ class CredentialCache:
             return
         if entry.timer:
             entry.timer.cancel()
-        entry.turn = Turn(entry.request, priority, slow=entry.slow, since=entry.tried)
-        if entry.session is not None:
-            now, session = self._monotonic(), entry.session
-            urgent = now + session.remaining(self._clock(), now) - URGENT_BELOW
-            # A wall clock that jumps is no reason to hurry: it may be wrong, and then haste would never end.
-            entry.turn.calm_until = min(session.since + session.life - CALM_ABOVE, urgent)
-            entry.turn.urgent_from = urgent
-        entry.flight = asyncio.get_running_loop().create_task(self._fly(entry, entry.turn))
+        turn = entry.begin_turn(priority, self._clock(), self._monotonic())
+        entry.flight = asyncio.get_running_loop().create_task(self._fly(entry, turn))
 
     async def _fly(self, entry: Entry, turn: Turn) -> None:
         """Obtain a session for `entry`, or know why not."""
@@ -290,7 +292,7 @@ class CredentialCache:
         entry.timer = None
         if entry.lives(self._monotonic()):
             self._launch(entry, Priority.REFRESH if self._serves(entry) else Priority.PREFETCH)
-        elif entry.session is not None and entry.session.credentials.provisional:
+        elif entry.session is not None and entry.session.provisional:
             entry.session = entry.session.kept()
             self._plan(entry)
         else:

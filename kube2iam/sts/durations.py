@@ -1,32 +1,28 @@
-"""Sessions as long as STS allows where it refuses the length asked for: found, used, remembered, and said once.
+"""Sessions as long as STS allows where it refuses the length asked for: found, used, remembered, and said once. No I/O.
 
-The search never holds anybody up: each flight asks at most twice, the second time for a length that is known to be
-allowed. While there is a longer one to try the credentials say so, and the cache comes back for it in about a minute,
-through the gate like any other refresh.
+Whatever is wanted is asked for while STS has not refused it. After a refusal one request of the role at a time searches
+for the longest allowed length: it gets one that is known to be allowed, and comes back for the next try in about a
+minute, like any other refresh. The others use what is known by then.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from kube2iam.domain.roles import AssumeRoleRequest, Credentials
-from kube2iam.sts.errors import CHAINED, Fault, StsError
-from kube2iam.sts.flight import CredentialSource
+from kube2iam.domain.roles import AssumeRoleRequest
+from kube2iam.sts.errors import CHAINED
 from kube2iam.sts.lengths import SHORTEST, STEP, UNKNOWN, Lengths
 
 log = logging.getLogger(__name__)
 
 LEASE = 600.0
-"""Seconds after which another request of a role may search, if the one that began does not come back."""
+"""Seconds after which another request of a role may search, if the one that does so does not come back."""
 LOOK_AGAIN = 86_400.0
 """Seconds after which a maximum that was found is looked at again: somebody may have raised it."""
 MOST_ROLES = 1000
 """Roles that are remembered: there is no end of roles that annotations can name."""
-_LEAST = 0.5
-"""Seconds that a second call gets, however long the first one took."""
+_NEVER = float("inf")
 
 
 @dataclass(slots=True)
@@ -36,52 +32,82 @@ class _Role:
     lengths: Lengths = field(default_factory=Lengths)
     searcher: AssumeRoleRequest | None = None
     lease_until: float = 0.0
-    trial: asyncio.Event | None = None
-    """While a longer length is asked for: set once STS has answered."""
-    look_again: float = float("inf")
+    look_again: float = _NEVER
     """When it is to be seen whether the role allows more by now."""
     said: int = 0
     """The longest length that the log has been told."""
 
+    def may_search(self, request: AssumeRoleRequest, now: float) -> bool:
+        """Whether no other request of the role does."""
+        return self.searcher in {None, request} or now >= self.lease_until
 
-class FittedDurations:
-    """A source that asks for no longer sessions than STS allows, by role and for the caller as a whole.
+
+class Durations:
+    """The lengths that sessions are asked for, by role and for the caller as a whole. All are seconds.
 
     `chained`: the caller is known to be a role's session, for which one hour is the most. Where it is not known, the
     first refusal tells. `monotonic` is the clock that nobody sets.
     """
 
-    def __init__(
-        self, source: CredentialSource, *, chained: bool = False, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._source = source
+    def __init__(self, *, chained: bool = False, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._roles: dict[str, _Role] = {}
         self._cap = CHAINED if chained else UNKNOWN
-        self._cap_doubted = float("inf")
+        self._cap_doubted = _NEVER
         self._cap_said = False
 
-    async def open(self) -> None:
-        """Make the source ready."""
-        await self._source.open()
+    def choose(self, request: AssumeRoleRequest) -> int:
+        """The length to ask for now, `request.duration` at most."""
+        role, now = self._role(request), self._monotonic()
+        lengths, wanted = role.lengths, self._capped(request.duration, now)
+        length = lengths.next(wanted)
+        if length == wanted:
+            return wanted
+        if not role.may_search(request, now):
+            return lengths.allowed
+        if length <= lengths.allowed and now >= role.look_again:
+            return min(wanted, lengths.next_minute)
+        return length
 
-    async def fetch(self, request: AssumeRoleRequest, patience: float) -> Credentials:
-        """As the source, for the longest session up to `request.duration` that is known to be allowed.
+    def known(self, request: AssumeRoleRequest) -> int:
+        """The length to ask for at once after a refusal: the longest that is known to be allowed."""
+        return min(request.duration, self._role(request).lengths.allowed, self._cap)
 
-        Two calls to STS at most. The credentials' `provisional` says that a longer one may be had in a while.
+    def granted(self, request: AssumeRoleRequest, length: int) -> bool:
+        """STS allows `length`. Whether `request` is to ask again in a while, because a longer one may be had."""
+        role, now = self._role(request), self._monotonic()
+        if length > role.lengths.allowed:
+            role.look_again = _NEVER
+        role.lengths.grant(length)
+        if length > self._cap:
+            self._cap = UNKNOWN
+        wanted = min(request.duration, self._cap)
+        if not role.lengths.settled(wanted):
+            if not role.may_search(request, now):
+                return False
+            role.searcher, role.lease_until = request, now + LEASE
+            return True
+        if role.searcher == request:
+            role.searcher = None
+        if self._cap < request.duration:
+            self._say_chained(request.duration)
+        elif length < wanted:
+            role.look_again = min(role.look_again, now + LOOK_AGAIN)
+            self._say(role, request)
+        return False
+
+    def refused(self, request: AssumeRoleRequest, length: int, named: int) -> None:
+        """STS refuses `length`, and names the longest that it allows (0 where it does not).
+
+        What it says of role chaining is about the caller, whatever the role.
         """
-        give_up = self._monotonic() + patience
-        role = self._role(request)
-        await self._heed_trial(role, request, patience / 2)
-        length = self._choose(role, request)
-        try:
-            credentials = await self._ask(role, request, length, give_up)
-        except StsError as error:
-            if not _too_long(error, length):
-                raise
-            length = min(role.lengths.allowed, self._cap)
-            credentials = await self._ask(role, request, length, give_up)
-        return self._take(role, request, length, credentials)
+        tomorrow = self._monotonic() + LOOK_AGAIN
+        if named == CHAINED < length:
+            self._cap, self._cap_doubted = CHAINED, tomorrow
+        elif length > SHORTEST:
+            role = self._role(request)
+            role.lengths.refuse(length, named)
+            role.look_again = tomorrow
 
     def _role(self, request: AssumeRoleRequest) -> _Role:
         arn = str(request.arn)
@@ -89,96 +115,12 @@ class FittedDurations:
             del self._roles[next(iter(self._roles))]
         return self._roles.setdefault(arn, _Role())
 
-    async def _heed_trial(self, role: _Role, request: AssumeRoleRequest, seconds: float) -> None:
-        """Where the length that `request` needs is being tried by another of the role, wait for what comes of it."""
-        wanted = min(request.duration, self._cap)
-        if role.trial is not None and role.lengths.next(wanted) == wanted > role.lengths.allowed:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await role.trial.wait()
-
-    def _choose(self, role: _Role, request: AssumeRoleRequest) -> int:
-        """The length to ask for now: one that is known to be allowed, but for the one request that may search."""
-        now, lengths = self._monotonic(), role.lengths
-        wanted = self._capped(request.duration, now)
-        if wanted <= lengths.allowed:
-            return wanted
-        if not self._may_search(role, request):
-            return lengths.allowed
-        length = lengths.next(wanted)
-        if now >= role.look_again and length <= lengths.allowed:
-            length = min(wanted, lengths.next_minute)
-        if length > lengths.allowed:
-            self._lead(role, request)
-        return length
-
-    def _may_search(self, role: _Role, request: AssumeRoleRequest) -> bool:
-        return role.searcher in {None, request} or self._monotonic() >= role.lease_until
-
-    def _lead(self, role: _Role, request: AssumeRoleRequest) -> None:
-        role.searcher, role.lease_until = request, self._monotonic() + LEASE
-
     def _capped(self, duration: int, now: float) -> int:
         """`duration`, or what the caller may ask for; once a day a minute more than that, until it is answered."""
         if duration <= self._cap:
             return duration
         self._say_chained(duration)
         return min(duration, self._cap + STEP) if now >= self._cap_doubted else self._cap
-
-    async def _ask(self, role: _Role, request: AssumeRoleRequest, length: int, give_up: float) -> Credentials:
-        """One call. Learns from a refusal; the other requests of the role wait for what it says of a longer length."""
-        trial = asyncio.Event()
-        if length > role.lengths.allowed:
-            role.trial = trial
-        try:
-            patience = max(_LEAST, give_up - self._monotonic())
-            return await self._source.fetch(replace(request, duration=length), patience)
-        except StsError as error:
-            if _too_long(error, length):
-                self._learn(role, length, error.fault)
-                if self._may_search(role, request):  # what it had been given until now may be refused
-                    self._lead(role, request)
-            else:
-                self._release(role, request)
-            raise
-        except BaseException:
-            self._release(role, request)
-            raise
-        finally:
-            trial.set()
-            if role.trial is trial:
-                role.trial = None
-
-    def _learn(self, role: _Role, length: int, fault: Fault) -> None:
-        """STS refuses `length`. What it says of role chaining is about the caller, whatever the role."""
-        tomorrow = self._monotonic() + LOOK_AGAIN
-        if fault.longest == CHAINED < length:
-            self._cap, self._cap_doubted = CHAINED, tomorrow
-        else:
-            role.lengths.refuse(length, fault.longest or 0)
-            role.look_again = tomorrow
-
-    def _take(self, role: _Role, request: AssumeRoleRequest, length: int, credentials: Credentials) -> Credentials:
-        """STS allows `length`."""
-        if length > role.lengths.allowed:
-            role.look_again = float("inf")
-        role.lengths.grant(length)
-        if length > self._cap:
-            self._cap = UNKNOWN
-        wanted = min(request.duration, self._cap)
-        if role.searcher == request and not role.lengths.settled(wanted):
-            return replace(credentials, provisional=True)
-        if self._cap < request.duration:
-            self._say_chained(request.duration)
-        elif length < wanted and role.lengths.settled(wanted):
-            role.look_again = min(role.look_again, self._monotonic() + LOOK_AGAIN)
-            self._say(role, request)
-        self._release(role, request)
-        return credentials
-
-    def _release(self, role: _Role, request: AssumeRoleRequest) -> None:
-        if role.searcher == request:
-            role.searcher = None
 
     def _say(self, role: _Role, request: AssumeRoleRequest) -> None:
         if role.said == role.lengths.allowed:
@@ -197,8 +139,3 @@ class FittedDurations:
             "STS allows shorter sessions than asked for, of every role: the agent itself works with a role's session",
             extra={"sts.asked": asked, "sts.allowed": self._cap},
         )
-
-
-def _too_long(error: StsError, length: int) -> bool:
-    """Whether STS refuses because of the length, and a shorter one can be asked for."""
-    return error.fault.longest is not None and length > SHORTEST

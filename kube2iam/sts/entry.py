@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from kube2iam.domain.errors import Denial
 from kube2iam.domain.roles import AssumeRoleRequest, Credentials
 from kube2iam.sts.errors import Fault
-from kube2iam.sts.freshness import Session
-from kube2iam.sts.turn import Turn
+from kube2iam.sts.freshness import PROMISED, Session
+from kube2iam.sts.turn import Priority, Turn
 
 LINGER = 300.0
 """Seconds that a request is kept after the last pod that used it has gone: the next job often uses it again."""
@@ -17,6 +17,8 @@ REFUSED_REFRESH = 60.0
 """Seconds between attempts to renew a session that STS refuses while the old one still serves."""
 SOONEST = 30.0
 """Seconds between a session and the next, however little life the node's clock leaves it: the clock may be wrong."""
+CALM_ABOVE, URGENT_BELOW = PROMISED + 60.0, 600.0
+"""Seconds of life above which a refresh is in no hurry, and below which it does not wait for others."""
 NEVER = float("-inf")
 
 
@@ -88,6 +90,15 @@ class Entry:
         if self.fault.kind.permanent:
             return max(REFUSED_REFRESH, again) if self.serves(wall, monotonic) else None
         return max(0.0, again)
+
+    def begin_turn(self, priority: Priority, wall: float, monotonic: float) -> Turn:
+        """Queue for STS: the less life a session has left, the greater the hurry to renew it."""
+        self.turn = turn = Turn(self.request, priority, slow=self.slow, since=self.tried)
+        if self.session is not None:
+            turn.urgent_from = monotonic + self.session.remaining(wall, monotonic) - URGENT_BELOW
+            # A wall clock that jumps is no reason to hurry: it may be wrong, and then haste would never end.
+            turn.calm_until = min(self.session.since + self.session.life - CALM_ABOVE, turn.urgent_from)
+        return turn
 
     def tell(self, outcome: Credentials | Fault) -> None:
         """Answer those who wait."""

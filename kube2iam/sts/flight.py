@@ -5,9 +5,11 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from kube2iam.domain.roles import AssumeRoleRequest, Credentials
+from kube2iam.sts.durations import Durations
 from kube2iam.sts.errors import TIMEOUTS, Fault, StsError, fault
 from kube2iam.sts.freshness import SERVED_ABOVE, Session, begin
 from kube2iam.sts.gate import SHORT, Gate
@@ -50,6 +52,7 @@ class Flights:
         self,
         source: CredentialSource,
         gate: Gate,
+        durations: Durations,
         *,
         heed: Callable[[Change], None],
         meter: StsMeter | None = None,
@@ -58,6 +61,7 @@ class Flights:
     ) -> None:
         self._source = source
         self._gate = gate
+        self._durations = durations
         self._heed = heed
         self._meter = meter or Unmetered()
         self._monotonic = monotonic
@@ -65,23 +69,32 @@ class Flights:
 
     async def obtain(self, request: AssumeRoleRequest, turn: Turn) -> Session | Fault:
         """Up to three attempts, as long as the trouble may soon pass: STS is not away, nor is it the request's own."""
-        outcome = await self._attempt(request, turn)
+        outcome = await self._fitted(request, turn)
         for pause in PAUSES:
             if not isinstance(outcome, Fault) or not outcome.passing:
                 break
             if self._gate.fault or self._gate.is_own_trouble(request):
                 break
             await asyncio.sleep(pause * (0.5 + self._spread()))
-            outcome = await self._attempt(request, turn)
+            outcome = await self._fitted(request, turn)
         return outcome
 
-    async def _attempt(self, request: AssumeRoleRequest, turn: Turn) -> Session | Fault:
+    async def _fitted(self, request: AssumeRoleRequest, turn: Turn) -> Session | Fault:
+        """One attempt; and another, if STS refuses the session's length, with one that is known to be allowed."""
+        outcome = await self._attempt(request, turn, self._durations.choose)
+        if isinstance(outcome, Fault) and outcome.longest is not None:
+            outcome = await self._attempt(request, turn, self._durations.known)
+        return outcome
+
+    async def _attempt(
+        self, request: AssumeRoleRequest, turn: Turn, choose: Callable[[AssumeRoleRequest], int]
+    ) -> Session | Fault:
         """One call; and again as a slow one, if it was cut short only because too many slow ones were out."""
         while True:
             await self._gate.admit(turn)
             patience, since = turn.patience, self._monotonic()
             try:
-                outcome = await self._call(request, patience, since)
+                outcome = await self._call(request, choose(request), patience, since)
             except BaseException:
                 self._gate.leave(turn, None, counts=False)
                 raise
@@ -94,15 +107,18 @@ class Flights:
             if not cut:
                 return outcome
 
-    async def _call(self, request: AssumeRoleRequest, patience: float, since: float) -> Session | Fault:
+    async def _call(self, request: AssumeRoleRequest, length: int, patience: float, since: float) -> Session | Fault:
         try:
-            credentials = await self._source.fetch(request, patience)
+            credentials = await self._source.fetch(replace(request, duration=length), patience)
         except StsError as error:
+            if error.fault.longest is not None:
+                self._durations.refused(request, length, error.fault.longest)
             return error.fault
         except Exception as error:  # whatever it is, those who wait are told and the request is tried again
             log.exception("a call to STS failed unexpectedly", extra={"pod.iam.role": str(request.arn)})
             return fault(type(error).__name__)
-        session = begin(credentials, duration=request.duration, since=since, spread=self._spread())
+        longer = self._durations.granted(request, length)
+        session = begin(credentials, duration=length, since=since, spread=self._spread(), provisional=longer)
         if session.life <= SERVED_ABOVE:
             return fault("MalformedResponse", detail="the session has expired already: is the node's clock right?")
         return session

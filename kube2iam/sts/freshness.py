@@ -25,8 +25,10 @@ class Session:
     since: float
     life: float
     refresh_below: float
-    """Seconds of remaining life at which they are to be renewed: half, give or take a tenth; if they are provisional,
-    all but a minute."""
+    """Seconds of remaining life at which they are to be renewed: half, give or take a tenth; if the session is
+    provisional, all but a minute."""
+    provisional: bool = False
+    """A longer session may be had: how long STS allows it to be is still being found out."""
 
     @property
     def served_until(self) -> tuple[float, float]:
@@ -44,16 +46,18 @@ class Session:
 
     def kept(self) -> "Session":
         """The same, to be renewed at half life although a longer one may be had: nobody uses it at present."""
-        return replace(self, credentials=replace(self.credentials, provisional=False), refresh_below=self.life / 2)
+        return replace(self, provisional=False, refresh_below=self.life / 2)
 
 
-def begin(credentials: Credentials, *, duration: float, since: float, spread: float) -> Session:
+def begin(
+    credentials: Credentials, *, duration: float, since: float, spread: float, provisional: bool = False
+) -> Session:
     """The session of `credentials` just obtained for `duration` seconds at most; `spread` is random in [0, 1)."""
     life = min(float(duration), credentials.remaining(credentials.issued))
     age = life * _between(_EARLIEST, _LATEST, spread)
-    if credentials.provisional:
+    if provisional:
         age = min(age, _between(*_PROVISIONAL, spread))
-    return Session(credentials, since, life, life - age)
+    return Session(credentials, since, life, life - age, provisional)
 
 
 def _between(low: float, high: float, spread: float) -> float:

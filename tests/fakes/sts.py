@@ -11,7 +11,7 @@ from kube2iam.domain.arn import RoleArn
 from kube2iam.domain.roles import AssumeRoleRequest, Credentials
 from kube2iam.sts.cache import CredentialCache
 from kube2iam.sts.errors import TIMEOUT, Fault, StsError, fault
-from kube2iam.sts.flight import CredentialSource
+from kube2iam.sts.flight import StsMeter
 
 EPOCH = 1_900_000_000
 """The wall clock at loop time 0."""
@@ -89,12 +89,20 @@ class ScriptedSts:
 
 @asynccontextmanager
 async def running(
-    sts: ScriptedSts, *, through: CredentialSource | None = None, seed: int = 7, error_ttl: float = 10.0
+    sts: ScriptedSts, *, chained: bool = False, seed: int = 7, error_ttl: float = 10.0, meter: StsMeter | None = None
 ) -> AsyncIterator[CredentialCache]:
-    """A cache that runs over `sts`, or `through` what asks it, in the loop's own time; it is stopped at the end."""
+    """A cache that runs over `sts` in the loop's own time; it is stopped at the end."""
     loop = asyncio.get_running_loop()
     spread = random.Random(seed).random
-    cache = CredentialCache(through or sts, error_ttl=error_ttl, clock=sts.clock, monotonic=loop.time, spread=spread)
+    cache = CredentialCache(
+        sts,
+        chained=chained,
+        error_ttl=error_ttl,
+        meter=meter,
+        clock=sts.clock,
+        monotonic=loop.time,
+        spread=spread,
+    )
     task = asyncio.create_task(cache.run())
     await cache.ready.wait()
     try:
