@@ -1,5 +1,6 @@
 """What all tests share: the lanes that `make test` leaves to targets of their own."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,3 +15,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return None
     named = [(config.invocation_params.dir / argument.partition("::")[0]).resolve() for argument in config.args]
     return None if any(path.is_relative_to(collection_path) for path in named) else True
+
+
+def pytest_configure() -> None:
+    """Take SIGTERM as Ctrl-C is taken: what a test has started ends with it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
