@@ -13,6 +13,7 @@ from kube2iam.settings import Settings
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _OWN = "kube2iam"
+_SDK = "botocore"
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._/@^+")
 _RESERVED = frozenset(("level", "msg", "time"))
 _LEVELS = {"CRITICAL": "fatal"}
@@ -21,7 +22,8 @@ _LEVELS = {"CRITICAL": "fatal"}
 def configure(settings: Settings, stream: TextIO | None = None) -> None:
     """Send every log line to `stream` (stderr), as the flags say.
 
-    Libraries are heard from warning on, also with --verbose: what botocore and urllib3 say at debug holds secrets.
+    Libraries are heard from warning on, also with --verbose: what botocore and urllib3 say at debug holds secrets. The
+    SDK's warnings do too; it raises what they are about, and the agent says that in its own words.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines() if settings.log_format == "json" else TextLines())
@@ -32,6 +34,7 @@ def configure(settings: Settings, stream: TextIO | None = None) -> None:
     root.addHandler(handler)
     root.setLevel(max(level, logging.WARNING))
     logging.getLogger(_OWN).setLevel(level)
+    logging.getLogger(_SDK).setLevel(logging.CRITICAL)
     logging.captureWarnings(capture=True)
 
 

@@ -137,9 +137,7 @@ def test_what_is_heard_depends_on_the_level(level: str, verbose: bool, heard: st
     assert " ".join(json.loads(line)["msg"] for line in stream.getvalue().splitlines()) == heard
 
 
-@pytest.mark.parametrize(
-    "name", ["botocore.endpoint", "urllib3.connectionpool", "aiohttp.access", "kubernetes.client.rest"]
-)
+@pytest.mark.parametrize("name", ["urllib3.connectionpool", "aiohttp.access", "kubernetes.client.rest"])
 def test_libraries_tell_no_secrets_at_debug(name: str) -> None:
     stream = configured("json", verbose=True)
     logging.getLogger(name).info("SecretAccessKey=x")
@@ -147,6 +145,15 @@ def test_libraries_tell_no_secrets_at_debug(name: str) -> None:
     assert stream.getvalue() == ""
     logging.getLogger(name).warning("retrying")
     assert json.loads(stream.getvalue())["logger"] == name
+
+
+@pytest.mark.parametrize("name", ["botocore.endpoint", "botocore.credentials", "botocore.tokens"])
+def test_the_sdk_tells_none_at_any_level(name: str) -> None:
+    """Its warning about a renewal that failed holds STS's answer, which may hold the session's token."""
+    stream = configured("json", verbose=True)
+    for level in (logging.DEBUG, logging.WARNING, logging.ERROR):
+        logging.getLogger(name).log(level, "x-amz-security-token:x")
+    assert stream.getvalue() == ""
 
 
 def test_a_library_is_as_quiet_as_the_agent() -> None:
