@@ -119,13 +119,15 @@ class Upstream:
             return _UNAVAILABLE
 
     async def text(self, path: str) -> str:
-        """The value of an allowed path, for the agent itself; raises UpstreamError, AbsentError where it has none."""
-        return _text(self.peek(path) or await self._ask(path), path)
+        """The value of an allowed path, for the agent itself, asked for anew each time.
+
+        Raises UpstreamError, AbsentError where the service has none.
+        """
+        return _text(await self._ask(path), path)
 
     async def instance_id(self) -> str:
-        """The instance's id, asked for anew each time; raises UpstreamError where the service is away."""
-        path = "meta-data/instance-id"
-        return _text(await self._ask(path), path)
+        """The instance's id; raises UpstreamError where the service is away."""
+        return await self.text("meta-data/instance-id")
 
     async def node_profile_arn(self) -> str:
         """The ARN of the node's own instance profile. For `--auto-discover-base-arn`; never for a pod.
@@ -168,7 +170,7 @@ class Upstream:
             reply = await self._ask(path)
         except UpstreamError:
             return _UNAVAILABLE
-        if reply.status == 200 and _CONSTANT.fullmatch(path) and len(self._constants) < _MOST_CONSTANTS:
+        if reply.status == 200 and reply.body and _CONSTANT.fullmatch(path) and len(self._constants) < _MOST_CONSTANTS:
             self._constants[path] = reply
         return reply
 

@@ -70,6 +70,18 @@ async def test_what_never_changes_is_asked_for_once(imds: ForgivingImds, upstrea
     assert imds.paths() == [f"/latest/{path}"]
 
 
+async def test_a_bad_beginning_does_not_stay(imds: ForgivingImds, upstream: Upstream) -> None:
+    """What a pod was given while the service began, the agent does not take for its region."""
+    path = "meta-data/placement/region"
+    imds.extra = {path: ""}
+    assert (await upstream.get(path)).body == b""
+    assert upstream.peek(path) is None
+    imds.extra = {path: "<html>"}
+    await upstream.get(path)
+    imds.extra = {path: "eu-west-1"}
+    assert await upstream.text(path) == "eu-west-1"
+
+
 async def test_what_may_change_is_asked_for_each_time(imds: ForgivingImds, upstream: Upstream) -> None:
     for _ in range(2):
         assert (await upstream.get("meta-data/security-groups")).body == b"default\niam"
