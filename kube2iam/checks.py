@@ -19,7 +19,7 @@ def health_of(parts: Parts) -> Health:
         ready=[
             Check("listener", lambda: None if parts.listening else "the pods' port is not open yet"),
             Check("cluster", lambda: None if parts.index.synced else _cluster_trouble(parts) or "listing"),
-            Check("sts", lambda: None if parts.cache.ready.is_set() else "the STS client is not made yet"),
+            Check("sts", lambda: None if parts.cache.ready.is_set() else parts.sources[0].trouble),
             Check("roles", lambda: "still being discovered" if parts.resolver.policy.discovering else None),
             Check("credentials", lambda: None if parts.warmed else _cold(parts)),
             Check("redirect", lambda: _redirect_trouble(parts)),

@@ -247,7 +247,7 @@ BASE_ARN = Kind("arn", "arn:aws:iam::<12-digit account>:role/[path/], where aws 
 REGION = pattern(
     "region",
     "the name of a region such as eu-central-1",
-    r"(?!aws-)[a-z]{2,}(?:-[a-z0-9]+)+",  # aws-global and its like stand for the global endpoint
+    r"[a-z]{2,8}(?:-[a-z]{2,12}){1,3}-\d{1,2}",  # aws-global and its like stand for the global endpoint
 )
 CLUSTER = pattern("name", "1 to 256 letters, digits or _.:/=+@-", r"[\w.:/=+@-]{1,256}")
 TAG_KEYS = Kind(

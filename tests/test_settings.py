@@ -201,6 +201,7 @@ def test_what_may_be_said(field: str, text: str, value: object) -> None:
         ("iam_role_error_ttl", "-1s"),
         ("region", "EU"),
         ("region", "aws-global"),
+        ("region", "eu-west-1a"),
         ("region", "aws-us-gov-global"),
         ("assume_role_arn", "hub"),
         ("session_name", "{podname}"),

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from kube2iam.domain.arn import PARTITION, BaseArn, RoleArn
+from kube2iam.flags import REGION
 from kube2iam.sts.retry import until_it_works
 
 log = logging.getLogger(__name__)
 
-_REGION = re.compile(r"[a-z]{2,8}(?:-[a-z]{2,12}){1,3}-\d{1,2}")
 _PROFILE = re.compile(rf"arn:({PARTITION}):iam::(\d{{12}}):instance-profile(/(?:[!-~]*/)?)([\w+=,.@-]+)", re.ASCII)
 _CALLER = re.compile(rf"arn:({PARTITION}):(?:iam|sts)::(\d{{12}}):(?:assumed-role/([\w+=,.@-]+)/)?.+", re.ASCII)
 
@@ -44,15 +44,16 @@ Caller = Callable[[], Awaitable[str]]
 
 
 async def discover_region(metadata: NodeMetadata) -> str:
-    """The region of this instance, asked until the metadata service says it."""
-
-    async def ask() -> str:
+    """The region of this instance. Raises DiscoveryError where the metadata service does not say it."""
+    said = "the metadata service does not say the region (set --region or AWS_REGION)"
+    try:
         region = await metadata.text("meta-data/placement/region")
-        if not _REGION.fullmatch(region):
-            raise DiscoveryError(f"meta-data/placement/region is {region[:60]!r}; set --region")
-        return region
-
-    return await until_it_works("no region yet: set --region or AWS_REGION where there is no metadata service", ask)
+    except Exception as error:
+        raise DiscoveryError(f"{said}: {error}") from error
+    try:
+        return REGION.parse(region)
+    except ValueError:
+        raise DiscoveryError(f"{said}: meta-data/placement/region is {region[:60]!r}") from None
 
 
 async def discover_base_arn(metadata: NodeMetadata, caller: Caller) -> BaseArn:
@@ -72,7 +73,7 @@ async def discover_default_role(metadata: NodeMetadata, caller: Caller) -> RoleA
 
     It is that of the agent's own identity where the node has none, or does not say so for `LATE` seconds. Neither the
     metadata service nor STS tells a role's path. A profile that was made for one role bears its name and has its path;
-    for any other the path is taken to be `/`, and a warning says so if that may be wrong.
+    for any other the path is taken to be `/`. A warning says so where the profile has a path.
     """
     instead = _Identity(caller)
     return await until_it_works(
@@ -127,12 +128,13 @@ async def _role(metadata: NodeMetadata, instead: _Identity) -> RoleArn:
             raise DiscoveryError(f"the agent's identity {identity[0]} is no role, and the node's: {error}") from error
         return RoleArn.parse(f"{BaseArn(identity[1], identity[2])}{identity[3]}")
     path = profile[3] if profile[4] == name else "/"
-    if path != profile[3]:
+    role = RoleArn.parse(f"{BaseArn(profile[1], profile[2], path)}{name}")
+    if profile[3] != "/":
         log.warning(
-            "the node's role may have a path that cannot be known: if so, set --default-role",
-            extra={"role": name, "profile": profile[0]},
+            "the path of the node's role cannot be known: if it is not this one, set --default-role",
+            extra={"role": str(role), "profile": profile[0]},
         )
-    return RoleArn.parse(f"{BaseArn(profile[1], profile[2], path)}{name}")
+    return role
 
 
 def _match(pattern: re.Pattern[str], arn: str) -> re.Match[str]:

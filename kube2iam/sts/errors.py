@@ -68,6 +68,7 @@ class Row:
 
     kind: Kind
     codes: tuple[str, ...]
+    """Without the `Exception` with which some of them end."""
     says: str
 
 
@@ -80,69 +81,52 @@ https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles.html#iam-term-role-cha
 TABLE = (
     Row(
         Kind.REFUSED,
-        ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation"),
+        ("AccessDenied", "UnauthorizedOperation"),
         "STS does not allow this role: it does not exist, its trust policy does not name the caller or wants another "
         "external id, or the caller lacks sts:AssumeRole (with tags sts:TagSession, with a source identity "
         "sts:SetSourceIdentity) on it",
     ),
     Row(
         Kind.REFUSED,
-        ("ValidationError", "ValidationException", "InvalidParameterValue", "ParamValidationError", "MissingParameter"),
+        ("ValidationError", "Validation", "InvalidParameterValue", "ParamValidationError", "MissingParameter"),
         "STS finds a value of the request invalid: the role's ARN, session name, external id, tags or duration",
     ),
     Row(
         Kind.REFUSED,
-        ("MalformedPolicyDocument", "MalformedPolicyDocumentException", "InvalidParameterCombination"),
+        ("MalformedPolicyDocument", "InvalidParameterCombination"),
         "STS cannot read a session policy of the request: check iam.amazonaws.com/session-policy-arns",
     ),
     Row(
         Kind.REFUSED,
-        ("PackedPolicyTooLarge", "PackedPolicyTooLargeException"),
+        ("PackedPolicyTooLarge",),
         "the session tags and policies together are larger than STS takes: use fewer or shorter ones",
     ),
     Row(
         Kind.REFUSED,
-        ("RegionDisabled", "RegionDisabledException"),
+        ("RegionDisabled",),
         "STS is not activated in this region for the account: activate it in IAM's account settings or choose another "
         "--region",
     ),
     Row(
         Kind.NODE,
-        ("ExpiredToken", "ExpiredTokenException", "RequestExpired"),
+        ("ExpiredToken", "RequestExpired"),
         "the agent's own credentials have expired (or the node's clock is wrong): see where the agent gets them from",
     ),
     Row(
         Kind.NODE,
-        (
-            "InvalidClientTokenId",
-            "UnrecognizedClientException",
-            "UnrecognizedClient",
-            "InvalidAccessKeyId",
-            "OptInRequired",
-        ),
+        ("InvalidClientTokenId", "UnrecognizedClient", "InvalidAccessKeyId", "OptInRequired"),
         "AWS does not know the agent's own access key, or it belongs to another partition",
     ),
     Row(
         Kind.NODE,
-        (
-            "SignatureDoesNotMatch",
-            "RequestTimeTooSkewed",
-            "IncompleteSignature",
-            "InvalidSignatureException",
-            "AuthFailure",
-        ),
+        ("SignatureDoesNotMatch", "RequestTimeTooSkewed", "IncompleteSignature", "InvalidSignature", "AuthFailure"),
         "AWS does not accept the agent's signature: the node's clock is wrong or its secret key does not fit",
     ),
     Row(
         Kind.NODE,
-        (
-            "NoCredentialsError",
-            "PartialCredentialsError",
-            "MissingAuthenticationToken",
-            "MissingAuthenticationTokenException",
-        ),
-        "the agent has no credentials of its own: the node needs an instance profile, or the agent one of the other "
-        "sources of the SDK's chain",
+        ("NoCredentialsError", "PartialCredentialsError", "MissingAuthenticationToken"),
+        "the SDK's chain finds no credentials of the agent's own: the node needs an instance profile and a metadata "
+        "service that answers, or the agent another source of that chain",
     ),
     Row(
         Kind.NODE,
@@ -167,36 +151,27 @@ TABLE = (
         Kind.THROTTLED,
         (
             "Throttling",
-            "ThrottlingException",
-            "ThrottledException",
+            "Throttled",
             "RequestThrottled",
-            "RequestThrottledException",
             "RequestLimitExceeded",
-            "TooManyRequestsException",
             "TooManyRequests",
             "BandwidthLimitExceeded",
-            "LimitExceededException",
+            "LimitExceeded",
             "SlowDown",
             "PriorRequestNotComplete",
-            "TransactionInProgressException",
-            "EC2ThrottledException",
+            "TransactionInProgress",
+            "EC2Throttled",
         ),
         "STS throttles this account: the node calls it more slowly for a while",
     ),
     Row(
         Kind.UNAVAILABLE,
-        (
-            "ServiceUnavailable",
-            "ServiceUnavailableException",
-            "InternalFailure",
-            "InternalError",
-            "InternalServerError",
-        ),
+        ("ServiceUnavailable", "InternalFailure", "InternalError", "InternalServerError"),
         "STS is not available",
     ),
     Row(
         Kind.UNAVAILABLE,
-        (TIMEOUT, "ReadTimeoutError", "ConnectTimeoutError", "RequestTimeout", "RequestTimeoutException"),
+        (TIMEOUT, "ReadTimeoutError", "ConnectTimeoutError", "RequestTimeout"),
         "STS did not answer in time",
     ),
     Row(Kind.UNAVAILABLE, ("NameResolutionError", "gaierror"), "the name of the STS endpoint cannot be resolved (DNS)"),
@@ -208,7 +183,8 @@ TABLE = (
     Row(
         Kind.UNAVAILABLE,
         ("SSLError",),
-        "the STS endpoint's TLS certificate is not trusted: behind a proxy that inspects TLS set AWS_CA_BUNDLE",
+        "the STS endpoint's TLS certificate is not trusted: set AWS_CA_BUNDLE behind a proxy that inspects TLS, or "
+        "check the file that it names",
     ),
     Row(
         Kind.UNAVAILABLE,
@@ -238,7 +214,7 @@ def fault(code: str, *, status: int = 0, message: str = "", detail: str = "") ->
     STS's own text, read for session lengths only; `detail` (an endpoint, never a secret) is shown.
     """
     code = re.sub(r"[^A-Za-z0-9_.]", "", code)[:64]
-    row = _ROWS.get(code) or _unknown(code, status)
+    row = _ROWS.get(code.removesuffix("Exception")) or _unknown(code, status)
     says = f"{row.says} ({detail})" if detail else row.says
     longest = _longest(message) if row.kind is Kind.REFUSED and _LENGTH.search(message) else None
     return Fault(row.kind, code or str(status or "UnknownError"), says, longest)

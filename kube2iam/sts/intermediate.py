@@ -73,6 +73,8 @@ class IntermediateRole:
         return replace(refused, explanation=says)
 
     def _fault(self, denial: Denial) -> Fault:
-        known = fault(TIMEOUT if denial.reason is Reason.STS_PENDING else denial.explanation.partition(":")[0])
-        said = f"the intermediate role {self._request.arn} cannot be assumed: {known.explanation}"
-        return replace(known, kind=Kind.NODE, explanation=said)
+        """`denial` of this role's session, as the node's trouble."""
+        code, _colon, says = denial.explanation.partition(": ")
+        if denial.reason is Reason.STS_PENDING:
+            code, says = TIMEOUT, fault(TIMEOUT).explanation
+        return Fault(Kind.NODE, code, f"the intermediate role {self._request.arn} cannot be assumed: {says}")

@@ -94,7 +94,7 @@ class OwnKeys:
         self._counted = 0
         self._provider: Provider | None = None
         self._last: Keys | None = None
-        self._trouble = ""
+        self._trouble: Fault | None = None
         self._reloads = Reloads(monotonic)
 
     async def keys(self) -> Keys:
@@ -194,12 +194,12 @@ class OwnKeys:
 
     def _say(self, error: BaseException | None) -> None:
         """Tell the log of a change."""
-        trouble = (error.fault.code if isinstance(error, StsError) else type(error).__name__) if error else ""
+        trouble = None if error is None else error.fault if isinstance(error, StsError) else fault(type(error).__name__)
         if trouble == self._trouble:
             return
         self._trouble = trouble
-        if trouble:
-            said = {"sts.code": trouble, "sts.kept": self._last is not None}
+        if trouble is not None:
+            said = {"sts.code": trouble.code, "sts.fault": trouble.explanation, "sts.kept": self._last is not None}
             log.warning("the agent's own credentials cannot be loaded or renewed", extra=said)
         else:
             log.info("the agent's own credentials are loaded again")

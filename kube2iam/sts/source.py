@@ -1,6 +1,5 @@
 """AssumeRole through the AWS SDK, in a bounded number of threads. The only module that imports it, and late.
 
-The SDK is botocore, which boto3's clients are made of: boto3 itself would add 3 MiB and nothing that is used here.
 Endpoints, proxies, certificates and the chain of the agent's own credentials follow the SDK's standard settings:
 https://docs.aws.amazon.com/sdkref/latest/guide/settings-reference.html
 """
@@ -13,12 +12,14 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from kube2iam.domain.roles import AssumeRoleRequest, Credentials
+from kube2iam.flags import REGION
 from kube2iam.sts.errors import TIMEOUT, Fault, Kind, StsError, fault
-from kube2iam.sts.gate import CALLS, LONG
+from kube2iam.sts.gate import CALLS, LONG, SHORT
 from kube2iam.sts.hangup import Call, under_control
 from kube2iam.sts.keys import Keys, OwnKeys, Provider, Signer
 from kube2iam.sts.retry import until_it_works
@@ -37,6 +38,8 @@ _LONGEST = 32_768
 """Characters of a key or token: the document that pods get stays below the 64 KiB that clients read."""
 _SKEW = 900.0
 """Seconds by which AWS's clock may differ from ours and still be believed."""
+_METADATA = "169.254.169.254,[fd00:ec2::254]"
+"""The metadata service's addresses, as NO_PROXY names them."""
 
 
 class StsSource:
@@ -66,20 +69,25 @@ class StsSource:
         self._session: Any = None
         self._sdk: Any = None
         self._client: Any = None
+        self.trouble = "the STS client is not made yet"
+        """Why `open` has not returned yet."""
 
     @property
     def endpoint(self) -> str:
-        """The URL that is asked; empty before `open`."""
+        """The endpoint's URL by the client's settings; empty before `open`."""
         return self._client.meta.endpoint_url if self._client else ""
 
     async def open(self) -> None:
         """Import the SDK and make its client, in a thread; waits for a region as long as it takes."""
-        await until_it_works("the AWS SDK cannot be set up", self._set_up)
+        await until_it_works("the STS client cannot be made yet", self._set_up, heard=self._explain)
+
+    def _explain(self, reason: str) -> None:
+        self.trouble = f"the STS client cannot be made yet: {reason}"
 
     async def _set_up(self) -> None:
         loop = asyncio.get_running_loop()
         known = await loop.run_in_executor(self._threads, self._import)
-        named = _regional(os.environ.get("AWS_REGION")) or _regional(known)
+        named = _region(os.environ.get("AWS_REGION")) or _region(known)
         region = self._region or named or await self._discover_region()
         await loop.run_in_executor(self._threads, self._make_client, region)
         log.info("STS client made", extra={"sts.region": region, "sts.endpoint": _host(self.endpoint)})
@@ -137,6 +145,8 @@ class StsSource:
             async with asyncio.timeout(_KEYS_WITHIN * seconds):
                 return await self._signer.keys()
         except TimeoutError:
+            if seconds <= SHORT:  # it may be asked again with more time
+                raise StsError(fault(TIMEOUT, detail="no keys to sign with yet")) from None
             raise StsError(fault("CredentialRetrievalError", detail="their source does not answer")) from None
 
     # What follows runs in threads.
@@ -146,6 +156,7 @@ class StsSource:
         import boto3  # noqa: PLC0415 - a third of a second, after the agent listens
         from botocore.session import Session  # noqa: PLC0415 - as above
 
+        _ask_metadata_directly()
         self._session = Session()
         self._session.register_component("credential_provider", self._signing)
         self._session.set_config_variable("sts_regional_endpoints", "regional")
@@ -169,6 +180,7 @@ class StsSource:
         pools = client._endpoint.http_session._pool_classes_by_scheme  # noqa: SLF001 - there is no other way to them
         for scheme, pool in pools.items():
             pools[scheme] = type(pool.__name__, (pool,), {"ConnectionCls": under_control(pool.ConnectionCls)})
+        client.meta.events.register("before-parse.sts", _keep_status)
         self._client = client
 
     def _find_keys(self) -> Provider:
@@ -223,17 +235,37 @@ def _own(load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:
-        log.debug("own credentials not loaded", extra={"sts.error": type(error).__name__})
-        known = fault(type(error).__name__)
-        raise StsError(known if known.kind is Kind.NODE else fault("CredentialRetrievalError")) from error
+        code = getattr(error, "response", {}).get("Error", {}).get("Code", "") or type(error).__name__
+        # Its text is never shown: it may hold what a program printed.
+        where = getattr(error, "filename", None) or getattr(error, "kwargs", {}).get("provider", "")
+        known = fault(code, detail=where)
+        if known.kind is not Kind.NODE:
+            known = fault("CredentialRetrievalError", detail=f"{code}, {where}" if where else code)
+        raise StsError(known) from error
 
 
-def _regional(name: str | None) -> str:
-    """`name`, or nothing where it stands for the global endpoint (`aws-global`), which is never asked."""
-    if name and name.startswith("aws-"):
+def _region(name: str | None) -> str:
+    """`name`, or nothing where it is no region, such as `aws-global`: the global endpoint is never asked."""
+    name = (name or "").strip()
+    try:
+        return name and REGION.parse(name)
+    except ValueError:
         log.warning("not used: this is no region, and STS is always asked in one", extra={"sts.region": name})
         return ""
-    return name or ""
+
+
+def _ask_metadata_directly() -> None:
+    """Keep the SDK's questions for the node's own credentials from proxies, which would answer with their identity."""
+    name = "no_proxy" if "no_proxy" in os.environ else "NO_PROXY"
+    others = os.environ.get(name, "")
+    if others != "*" and _METADATA not in others:
+        os.environ[name] = f"{others},{_METADATA}" if others else _METADATA
+
+
+def _keep_status(response_dict: dict[str, Any], **_rest: object) -> None:
+    """Leave the status of an answer that is no XML: the SDK's parser would stumble over it and tell nothing else."""
+    if response_dict["status_code"] >= HTTPStatus.MULTIPLE_CHOICES and b"<Error" not in response_dict["body"]:
+        response_dict["body"] = b"<Error/>"
 
 
 def _parameters(request: AssumeRoleRequest) -> dict[str, Any]:

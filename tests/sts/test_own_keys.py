@@ -146,6 +146,47 @@ def process_document(key: str) -> str:
     return json.dumps({"Version": 1, "SessionToken": fields.pop("Token"), **fields})
 
 
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("AccessDenied", r"CredentialRetrievalError: .*cannot be loaded \(AccessDenied\)"),
+        ("Throttling", r"CredentialRetrievalError: .*cannot be loaded \(Throttling\)"),
+        ("InvalidIdentityToken", "InvalidIdentityToken: "),
+        ("IDPCommunicationError", "IDPCommunicationError: "),
+        ("ExpiredTokenException", "ExpiredTokenException: "),
+    ],
+)
+async def test_a_web_identity_that_is_refused_is_the_nodes_trouble_by_its_name(
+    sts: HttpSts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, says: str
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("made-up-jwt")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agent")
+    sts.script = lambda _form: refusal(code, 400, "the JWT is made-up-jwt")
+    async with opened() as source:
+        with pytest.raises(StsError, match=says) as caught:
+            await source.fetch(APP, 5)
+    assert caught.value.fault.kind is Kind.NODE
+    assert "made-up-jwt" not in str(caught.value)
+
+
+async def test_what_is_missing_or_fails_is_named(
+    sts: HttpSts, process: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    process.unlink()
+    async with opened() as source:
+        with pytest.raises(StsError, match=r"CredentialRetrievalError: .* cannot be loaded \(custom-process\)"):
+            await source.fetch(APP, 5)
+    (record,) = caplog.records
+    assert "custom-process" in vars(record)["sts.fault"]
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/nonexistent/token")
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agent")
+    async with opened() as source:
+        with pytest.raises(StsError, match=r"cannot be loaded \(FileNotFoundError, /nonexistent/token\)"):
+            await source.fetch(APP, 5)
+
+
 async def test_a_source_that_fails_takes_no_keys_away(sts: HttpSts, process: Path) -> None:
     async with opened() as source:
         await source.fetch(APP, 5)

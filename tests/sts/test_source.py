@@ -1,6 +1,7 @@
 """The SDK against moto's STS and against one that fails in every way, over real sockets."""
 
 import asyncio
+import os
 import re
 import socket
 import subprocess
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.utils import get_environ_proxies
 
 from kube2iam.domain.errors import Reason
 from kube2iam.domain.roles import AssumeRoleRequest, Credentials
 from kube2iam.sts.cache import CredentialCache
-from kube2iam.sts.errors import Fault, Kind, StsError
+from kube2iam.sts.errors import TIMEOUTS, Fault, Kind, StsError
+from kube2iam.sts.gate import SHORT
 from kube2iam.sts.intermediate import IntermediateRole
 from kube2iam.sts.keys import Keys
 from kube2iam.sts.source import StsSource
@@ -174,6 +177,9 @@ class TestEndpoints:
             ("", {}, "eu-west-1"),
             ("", {"AWS_REGION": "aws-global", "AWS_DEFAULT_REGION": "us-east-1"}, "us-east-1"),
             ("", {"AWS_DEFAULT_REGION": "aws-cn-global"}, "eu-west-1"),
+            ("", {"AWS_REGION": " us-east-2\n"}, "us-east-2"),
+            ("", {"AWS_REGION": " "}, "eu-west-1"),
+            ("", {"AWS_REGION": "us-east-2b"}, "eu-west-1"),
         ],
     )
     async def test_the_region_comes_from_flag_environment_or_metadata(
@@ -200,6 +206,45 @@ async def test_a_region_that_is_none_is_named(
     assert "no region" in record.message
     assert vars(record)["sts.region"] == "aws-global"
     source.close()
+
+
+async def test_without_a_region_it_says_so_and_asks_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use_keys(monkeypatch, "http://nowhere.test")
+    answers: list[str | Exception] = [OSError("refused"), OSError("refused"), OSError("away"), "eu-west-1"]
+
+    async def discover() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            assert source.trouble == "the STS client is not made yet" or len(answers) < 3
+            raise answer
+        return answer
+
+    source = StsSource(discover_region=discover)
+    await source.open()
+    assert [vars(record)["reason"] for record in caplog.records] == ["OSError: refused", "OSError: away"]
+    assert source.trouble == "the STS client cannot be made yet: OSError: away"
+    source.close()
+
+
+@pytest.mark.parametrize("variable", ["NO_PROXY", "no_proxy"])
+@pytest.mark.parametrize("exceptions", ["", "127.0.0.1,169.254.0.0/16", "*"])
+async def test_no_proxy_is_asked_for_the_nodes_own_credentials(
+    monkeypatch: pytest.MonkeyPatch, variable: str, exceptions: str
+) -> None:
+    """It would answer with its own: the SDK asks the metadata service through it, and understands no CIDR."""
+    use_keys(monkeypatch, "http://nowhere.test")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.test:3128")
+    monkeypatch.setenv(variable, exceptions)
+    for _twice in range(2):
+        async with opened():
+            for address in ("169.254.169.254", "[fd00:ec2::254]"):
+                assert get_environ_proxies(f"http://{address}/latest/api/token") == {}
+            assert bool(get_environ_proxies("http://sts.test/")) is (exceptions != "*")
+        assert len(os.environ[variable]) < 80
 
 
 async def asked_at(source: StsSource) -> str:
@@ -237,7 +282,10 @@ ANSWERS: list[tuple[Answer | None, str, Kind]] = [
     (refusal("SomethingNew", 500), "SomethingNew", Kind.UNAVAILABLE),
     ((503, ""), "503", Kind.UNAVAILABLE),
     ((403, GARBAGE), "403", Kind.UNAVAILABLE),
-    ((407, "Proxy Authentication Required"), "ResponseParserError", Kind.UNAVAILABLE),
+    ((407, "Proxy Authentication Required"), "407", Kind.UNAVAILABLE),
+    ((403, "<html><p>unclosed"), "403", Kind.UNAVAILABLE),
+    ((429, "slow down"), "429", Kind.THROTTLED),
+    ((502, '{"message": "Bad Gateway"}'), "502", Kind.UNAVAILABLE),
     ((404, "<ErrorResponse><Error><Message>no</Message></Error></ErrorResponse>"), "404", Kind.UNAVAILABLE),
     ((429, GARBAGE), "429", Kind.THROTTLED),
     ((200, GARBAGE), "MalformedResponse", Kind.UNAVAILABLE),
@@ -295,12 +343,13 @@ class TestFaults:
     async def test_settings_that_make_no_client_are_said_and_tried_again(
         self, sts: HttpSts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "not a url")
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "https://user:a-secret@not a url")
         source = StsSource(region="eu-west-1", discover_region=nowhere)
         opening = asyncio.create_task(source.open())
         while not caplog.records:
             await asyncio.sleep(0.01)
-        assert "not a url" in str(vars(caplog.records[0])["reason"])
+        assert "//…@not a url" in str(vars(caplog.records[0])["reason"])
+        assert "a-secret" not in source.trouble
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         await opening
         assert (await source.fetch(APP, 5)).token
@@ -366,8 +415,11 @@ class TestOwnKeys:
 
         async with opened(signer=Silent()) as source:
             with pytest.raises(StsError, match="cannot be loaded") as raised:
-                await source.fetch(APP, 0.1)
-        assert raised.value.fault.kind is Kind.NODE
+                await source.fetch(APP, SHORT + 0.1)
+            assert raised.value.fault.kind is Kind.NODE
+            with pytest.raises(StsError, match="no keys") as raised:
+                await source.fetch(APP, SHORT)
+            assert raised.value.fault.code in TIMEOUTS, "it is asked again with more time"
         assert sts.forms == []
 
 
@@ -388,6 +440,28 @@ class TestIntermediateRole:
                 await source.fetch(APP, 5)
             assert raised.value.fault.kind is Kind.NODE
             assert middle.trouble == raised.value.fault.denial
+
+    async def test_what_is_known_of_the_failure_is_said(self, sts: HttpSts) -> None:
+        sts.script = lambda _form: (403, GARBAGE)
+        async with between(request("broker")) as (source, _middle):
+            with pytest.raises(
+                StsError, match=r"403: the intermediate role .*broker.* a proxy, answers with HTTP status 403"
+            ):
+                await source.fetch(APP, 5)
+
+    async def test_a_cold_node_bears_a_slow_one(self, sts: HttpSts, caplog: pytest.LogCaptureFixture) -> None:
+        """More roles than there are places for slow calls: none is told that the node's credentials are bad."""
+        sts.delay = lambda form: 1.5 if form["RoleArn"].endswith("broker") else 0.0
+        loop = asyncio.get_running_loop()
+        async with between(request("broker")) as (source, _middle):
+            cache = CredentialCache(source)
+            task = asyncio.create_task(cache.run())
+            await cache.ready.wait()
+            given = await asyncio.gather(*(cache.get(role, loop.time() + 5) for role in requests(60)))
+            task.cancel()
+            await asyncio.wait({task})
+        assert len(given) == 60
+        assert caplog.records == []
 
     async def test_a_session_that_sts_does_not_know_any_more_is_obtained_anew(self, sts: HttpSts) -> None:
         """Sessions of the intermediate role are numbered; calls with one that is `revoked` fail."""
