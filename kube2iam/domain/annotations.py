@@ -2,6 +2,8 @@
 
 import json
 
+import re2
+
 
 class InvalidAnnotationError(ValueError):
     """An annotation that STS would refuse. The message is a sentence that names it and says how to mend it."""
@@ -16,6 +18,11 @@ def json_texts(text: str) -> tuple[str, ...] | None:
     if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
         return None
     return tuple(found)
+
+
+def glob(pattern: str) -> str:
+    """The regular expression of `pattern`, in which `*` stands for any run."""
+    return ".*".join(re2.escape(part) for part in pattern.split("*"))
 
 
 def shorten(text: str, limit: int = 100) -> str:

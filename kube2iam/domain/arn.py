@@ -8,8 +8,10 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
+from kube2iam.domain.annotations import shorten
+
 PARTITION = r"aws(?:-[a-z0-9]+)*"
-_ROLE_ARN = re.compile(rf"arn:({PARTITION}):iam::(\d{{12}}):role(/[!-~]*/|/)([\w+=,.@-]{{1,64}})", re.ASCII)
+_ROLE_ARN = re.compile(rf"arn:({PARTITION}):iam::(\d{{12}}):role(/[!-~]+/|/)([\w+=,.@-]{{1,64}})", re.ASCII)
 _BASE_ARN = re.compile(rf"arn:({PARTITION}):iam::(\d{{12}}):role((?:/[\w+=,.@-]+)*)/?", re.ASCII)
 _NAME = re.compile(r"[\w+=,.@-]{1,64}", re.ASCII)
 _ASSUMED = re.compile(rf"arn:({PARTITION}):sts::(\d{{12}}):assumed-role/([^/]+)(?:/.*)?", re.ASCII)
@@ -37,8 +39,8 @@ class RoleArn:
     @classmethod
     def parse(cls, text: str) -> Self:
         """The role that the ARN `text` names; raises MalformedRoleError with the mend where one can be guessed."""
-        match = _ROLE_ARN.fullmatch(text)
-        if match is None or len(text) > _MAX_LENGTH or len(match[3]) > _MAX_PATH:
+        match = _match(text)
+        if match is None:
             raise MalformedRoleError(_explain(text))
         return cls(match[1], match[2], match[3], match[4])
 
@@ -76,11 +78,13 @@ def complete(text: str, base: BaseArn | None) -> RoleArn:
 
     Raises MalformedRoleError with a sentence that says how to mend the text. Never guesses an account.
     """
+    if len(text) > _MAX_LENGTH:
+        raise MalformedRoleError(f"{shorten(text)} has {len(text)} characters; a role's ARN has at most {_MAX_LENGTH}")
     if text.lower().startswith("arn:"):
         return RoleArn.parse(text)
     if base is None:
         raise MalformedRoleError(
-            f"role {text!r} has no account: write the whole ARN (arn:aws:iam::<account>:role/<name>) "
+            f"role {shorten(text)} has no account: write the whole ARN (arn:aws:iam::<account>:role/<name>) "
             "or start kube2iam with --base-role-arn"
         )
     try:
@@ -89,24 +93,25 @@ def complete(text: str, base: BaseArn | None) -> RoleArn:
         raise MalformedRoleError(_explain_name(text)) from None
 
 
+def _match(text: str) -> re.Match[str] | None:
+    match = _ROLE_ARN.fullmatch(text) if len(text) <= _MAX_LENGTH else None
+    return match if match and len(match[3]) <= _MAX_PATH else None
+
+
 def _explain(text: str) -> str:
     guess = _mend(text)
-    said = f"{_shorten(text)!r} is not a role ARN"
+    said = f"{shorten(text)} is not a role ARN"
     if guess:
         return f"{said}; did you mean {guess}"
     return f"{said}; expected arn:<partition>:iam::<12-digit account>:role/[path/]<name>"
 
 
 def _explain_name(text: str) -> str:
-    said = f"{_shorten(text)!r} is not a role name"
+    said = f"{shorten(text)} is not a role name"
     bare = "".join(text.split())
-    if bare != text and _NAME.fullmatch(bare.rpartition("/")[2]):
+    if bare != text and len(bare) <= _MAX_PATH and _NAME.fullmatch(bare.rpartition("/")[2]):
         return f"{said}; did you mean {bare}"
     return f"{said}; expected 1 to 64 letters, digits or +=,.@_- (a path may come before it: team/app)"
-
-
-def _shorten(text: str, limit: int = 200) -> str:
-    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def _mend(text: str) -> str | None:
@@ -121,5 +126,5 @@ def _mend(text: str) -> str | None:
         parts = [part for part in head.lower().split(":") if part]
         if len(parts) == 5 and parts[0] == "arn" and parts[2] in {"iam", "sts"} and parts[4] in {"role", "roles"}:
             text = f"arn:{parts[1]}:iam::{parts[3]}:role{colon}{rest}"
-    text = re.sub(r"/+$", "", text)
-    return text if _ROLE_ARN.fullmatch(text) else None
+    text = text.rstrip("/")
+    return text if _match(text) else None

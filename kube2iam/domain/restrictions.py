@@ -4,7 +4,6 @@ Both formats match the whole role ARN, in a linear-time engine and within limits
 agent.
 """
 
-import json
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -12,6 +11,7 @@ from typing import Any
 
 import re2
 
+from kube2iam.domain.annotations import glob, json_texts
 from kube2iam.domain.arn import BaseArn, RoleArn
 
 _MOST_ENTRIES = 1000
@@ -58,11 +58,8 @@ class Restrictions:
 
 @lru_cache(maxsize=128)
 def _patterns(text: str, pattern_format: PatternFormat, base: BaseArn | None) -> tuple[Any, ...]:
-    try:
-        entries = json.loads(text)
-    except (ValueError, RecursionError):
-        raise UnreadableAnnotationError(_EXPECTED) from None
-    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+    entries = json_texts(text)
+    if entries is None:
         raise UnreadableAnnotationError(_EXPECTED)
     if len(entries) > _MOST_ENTRIES:
         raise UnreadableAnnotationError(f"it has more than {_MOST_ENTRIES} entries")
@@ -93,8 +90,7 @@ def _compile(entry: str, pattern_format: PatternFormat, base: BaseArn | None) ->
 
 
 def _glob(entry: str, base: BaseArn | None) -> str:
-    whole = entry if entry.lower().startswith("arn:") else f"{base or ''}{entry.removeprefix('/')}"
-    return ".*".join(re2.escape(part) for part in whole.split("*"))
+    return glob(entry if entry.lower().startswith("arn:") else f"{base or ''}{entry.removeprefix('/')}")
 
 
 def _whole(entry: str, base: BaseArn | None) -> str:

@@ -5,8 +5,12 @@ Limits: https://docs.aws.amazon.com/IAM/latest/UserGuide/id_session-tags.html
 
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
-from kube2iam.domain.annotations import InvalidAnnotationError, json_texts, shorten
+import re2
+
+from kube2iam.domain.annotations import InvalidAnnotationError, glob, json_texts, shorten
 from kube2iam.domain.pod import Namespace, Pod
 
 ALLOWED_TAGS = "iam.amazonaws.com/allowed-session-tags"
@@ -32,6 +36,10 @@ https://docs.aws.amazon.com/eks/latest/userguide/pod-id-abac.html
 _MOST_TAGS = 50
 _LONGEST_KEY = 128
 _LONGEST_VALUE = 256
+_MOST_PATTERNS = 1000
+_MOST_MEMORY = 1 << 20
+"""Bytes of the compiled patterns of one namespace."""
+_NO_LIST = 'it is not a JSON array of texts, such as ["team", "cost-*"]'
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +67,21 @@ class SessionTags:
             "kubernetes-pod-name": pod.name,
             "kubernetes-pod-uid": pod.uid,
             "kubernetes-service-account": pod.service_account,
+            "eks-cluster-name": self.cluster,
         }
-        if self.cluster:
-            tags["eks-cluster-name"] = self.cluster
-        if asked := self.asked_by(pod):
-            tags |= self._asked(asked, _allowed(namespace))
-        if len(tags) > _MOST_TAGS:
+        tags = {key: value for key, value in tags.items() if value}
+        asked = self.asked_by(pod)
+        if len(tags) + len(asked) > _MOST_TAGS:
             raise InvalidAnnotationError(
-                f"annotations {self.prefix}*: {len(tags)} tags with the agent's own; STS takes at most {_MOST_TAGS}"
+                f"annotations {self.prefix}*: {len(tags) + len(asked)} tags with the agent's own; "
+                f"STS takes at most {_MOST_TAGS}"
             )
+        if asked:
+            text = namespace and namespace.annotation(ALLOWED_TAGS)
+            tags |= self._asked(asked, _allowed(text or "[]"))
         return tuple(sorted(tags.items()))
 
-    def _asked(self, annotations: dict[str, str], allowed: tuple[str, ...]) -> dict[str, str]:
+    def _asked(self, annotations: dict[str, str], allowed: Any) -> dict[str, str]:
         tags: dict[str, str] = {}
         taken = set(_RESERVED)
         for annotation, value in annotations.items():
@@ -83,7 +94,7 @@ class SessionTags:
         return tags
 
 
-def _problem(key: str, value: str, taken: set[str], allowed: tuple[str, ...]) -> str | None:
+def _problem(key: str, value: str, taken: set[str], allowed: Any) -> str | None:
     """Why a pod may not set this tag, or None. STS does not tell keys apart that differ in case only."""
     if not 1 <= len(key) <= _LONGEST_KEY or not _taggable(key):
         return "what follows the prefix is not a tag's key"
@@ -93,36 +104,34 @@ def _problem(key: str, value: str, taken: set[str], allowed: tuple[str, ...]) ->
         )
     if key.lower() in taken:
         return f"the tag {key} is set already, in this or another spelling; remove the annotation"
-    if not any(_glob(pattern.lower(), key.lower()) for pattern in allowed):
+    if not allowed.fullmatch(key.lower()):
         return f'the namespace does not allow the tag; add "{key}" to its annotation {ALLOWED_TAGS}'
     return None
 
 
-def _allowed(namespace: Namespace | None) -> tuple[str, ...]:
-    text = namespace.annotation(ALLOWED_TAGS) if namespace else None
-    allowed = json_texts(text) if text else ()
-    if allowed is None:
-        raise InvalidAnnotationError(
-            f"annotation {ALLOWED_TAGS} of the namespace allows nothing: it is not a JSON array of texts, "
-            'such as ["team", "cost-*"]'
-        )
-    return allowed
+@lru_cache(maxsize=128)
+def _allowed(text: str) -> Any:
+    """What the namespace's annotation allows, as one expression for keys in lower case."""
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = _MOST_MEMORY
+    patterns = json_texts(text)
+    if patterns is None:
+        raise _nothing_allowed(_NO_LIST)
+    if len(patterns) > _MOST_PATTERNS:
+        raise _nothing_allowed(f"it has more than {_MOST_PATTERNS} entries")
+    try:
+        return re2.compile("|".join(glob(pattern.lower()) for pattern in patterns) or r"[^\s\S]", options)
+    except (re2.error, UnicodeEncodeError):
+        raise _nothing_allowed("its entries are too long, or no text") from None
+
+
+def _nothing_allowed(why: str) -> InvalidAnnotationError:
+    return InvalidAnnotationError(f"annotation {ALLOWED_TAGS} of the namespace allows nothing: {why}")
 
 
 def _taggable(text: str) -> bool:
-    return all(char in "_.:/=+-@" or unicodedata.category(char)[0] in "LZN" for char in text)
-
-
-def _glob(pattern: str, text: str) -> bool:
-    """Whether `pattern`, in which `*` stands for any run, is the whole of `text`. Linear in both."""
-    first, *others = pattern.split("*")
-    if not others:
-        return pattern == text
-    if not text.startswith(first):
-        return False
-    at, last = len(first), others.pop()
-    for part in others:
-        at = text.find(part, at) + len(part)
-        if at < len(part):
-            return False
-    return len(text) - at >= len(last) and text.endswith(last)
+    """Whether AWS takes `text` as a key or value; what begins with `aws:` is its own."""
+    return not text.lower().startswith("aws:") and all(
+        char in "_.:/=+-@" or unicodedata.category(char)[0] in "LZN" for char in text
+    )

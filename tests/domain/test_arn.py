@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,6 +56,8 @@ def test_a_slip_is_answered_with_its_mend(text: str, mend: str) -> None:
     [
         "",
         "/",
+        "//app",
+        "arn:aws:iam::123456789012:role//app",
         "app/",
         "a b c/",
         "x" * 65,
@@ -88,6 +92,28 @@ def test_a_bare_name_needs_an_account() -> None:
 )
 def test_a_base_arn_ends_with_a_slash(text: str, whole: str) -> None:
     assert str(BaseArn.parse(text)) == whole
+
+
+@pytest.mark.parametrize("base", [None, BASE])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/" * 250_000 + "!",
+        "a/" * 100_000 + " app",
+        "arn:aws:iam::123456789012:role/" + "a/" * 100_000 + "app",
+        "arn:aws:iam::123456789012:role/" + "a/" * 300 + "app",
+        "a" * 250_000,
+        " " * 250_000,
+        "arn:aws:sts::123456789012:assumed-role/" + "/" * 250_000,
+    ],
+)
+def test_no_text_takes_long_or_makes_a_long_refusal(text: str, base: BaseArn | None) -> None:
+    begun = time.process_time()
+    with pytest.raises(MalformedRoleError) as caught:
+        complete(text, base)
+    assert time.process_time() - begun < 0.1
+    assert len(str(caught.value)) < 400
+    assert "did you mean" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "arn:aws:iam:us-east-1:123456789012:role/", "arn:aws:iam::1:role/", "role/"])
