@@ -204,7 +204,8 @@ TABLE = (
     ),
 )
 _ROWS = {code: row for row in TABLE for code in row.codes}
-_LENGTH = re.compile(r"duration ?seconds|MaxSessionDuration", re.IGNORECASE)
+_LENGTH = re.compile(r"DurationSeconds exceeds|'durationSeconds' failed", re.IGNORECASE)
+"""In a message that is about the length, and in none that only names a role: no ARN holds a space or a quote."""
 
 
 def fault(code: str, *, status: int = 0, message: str = "", detail: str = "") -> Fault:
@@ -216,7 +217,7 @@ def fault(code: str, *, status: int = 0, message: str = "", detail: str = "") ->
     code = re.sub(r"[^A-Za-z0-9_.]", "", code)[:64]
     row = _ROWS.get(code.removesuffix("Exception")) or _unknown(code, status)
     says = f"{row.says} ({detail})" if detail else row.says
-    longest = _longest(message) if row.kind is Kind.REFUSED and _LENGTH.search(message) else None
+    longest = _longest(message) if row is _ROWS["ValidationError"] and _LENGTH.search(message) else None
     return Fault(row.kind, code or str(status or "UnknownError"), says, longest)
 
 
@@ -234,7 +235,7 @@ def _unknown(code: str, status: int) -> Row:
 
 
 def _longest(message: str) -> int:
-    if "chain" in message.lower():
+    if "role chaining" in message.lower():
         return CHAINED
     limit = re.search(r"less than or equal to (\d+)", message)
     return int(limit[1]) if limit else 0

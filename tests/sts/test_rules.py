@@ -263,6 +263,12 @@ class TestTable:
     def test_refused_lengths_are_told_apart(self, message: str, longest: int | None) -> None:
         assert fault("ValidationError", status=400, message=message).longest == longest
 
+    @pytest.mark.parametrize("code", ["AccessDenied", "ValidationError"])
+    def test_the_name_of_a_role_is_no_length(self, code: str) -> None:
+        message = "not authorized to perform: sts:AssumeRole on resource: arn:aws:iam::123456789012:role/"
+        for name in ("durationseconds-chain", "DurationSeconds=exceeds", "MaxSessionDuration"):
+            assert fault(code, status=403, message=f"{message}{name}").longest is None
+
     def test_kinds_are_told_apart(self) -> None:
         assert all(one is not other for one, other in itertools.combinations(Kind, 2))
         assert len(Kind) == 4
