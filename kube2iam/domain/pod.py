@@ -29,7 +29,8 @@ class Pod:
     host_ips: tuple[str, ...] = ()
     ips: tuple[str, ...] = ()
     host_network: bool = False
-    service_account: str = "default"
+    service_account: str = ""
+    """Mirror pods of the kubelet have none."""
     annotations: Mapping[str, str] | None = None
     finished: bool = False
     """Phase Succeeded or Failed: it runs no more and its address may be another's."""
@@ -61,7 +62,7 @@ class Pod:
             host_ips=tuple(_addresses(status, "hostIP", "hostIPs")),
             ips=tuple(_addresses(status, "podIP", "podIPs")),
             host_network=_switch(spec, "hostNetwork"),
-            service_account=_text(spec, "serviceAccountName") or "default",
+            service_account=_text(spec, "serviceAccountName"),
             annotations=_annotations(metadata, keep),
             finished=_text(status, "phase") in {"Succeeded", "Failed"},
             deletion=None if deletion is None else _time(deletion, "metadata.deletionTimestamp"),

@@ -24,13 +24,14 @@ from kube2iam.settings import DURATION, POLICY_ARNS, Settings
 _SHORTEST, _LONGEST = 900, 43_200
 _MOST_POLICIES = 10
 _LONGEST_NAME = 64
-_DIGITS = 12
+_DIGITS = 20
 _NAME = re.compile(r"[\w+=,.@-]{2,64}", re.ASCII)
 _NOT_OF_A_NAME = re.compile(r"[^\w+=,.@-]", re.ASCII)
 _DIGEST = re.compile(rf"-[0-9a-f]{{{_DIGITS}}}\Z")
 _EXTERNAL_ID = re.compile(r"[\w+=,.@:/-]{2,1224}", re.ASCII)
-_POLICY_ARN = re.compile(rf"arn:{PARTITION}:iam::(?:aws|\d{{12}}):policy/(?:[!-~]*/)?[\w+=,.@-]{{1,128}}", re.ASCII)
-_LONGEST_POLICY_ARN = 2048
+_POLICY_ARN = re.compile(rf"arn:({PARTITION}):iam::(aws|\d{{12}}):policy/(?:[!-~]+/)?[\w+=,.@-]{{1,128}}", re.ASCII)
+_LONGEST_POLICIES = 2048
+"""Characters of all policies' ARNs together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class SessionShape:
     external_id_key: str = "iam.amazonaws.com/external-id"
     tags: SessionTags | None = None
     """None for no session tags."""
-    transitive: tuple[str, ...] = ()
+    transitive: frozenset[str] = frozenset()
+    """Keys of tags, in lower case."""
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -61,7 +63,7 @@ class SessionShape:
             duration=settings.session_duration,
             external_id_key=settings.iam_external_id,
             tags=SessionTags(settings.session_tag_prefix, settings.cluster_name) if settings.session_tags else None,
-            transitive=settings.transitive_session_tags,
+            transitive=frozenset(key.lower() for key in settings.transitive_session_tags),
         )
 
     def keep(self, annotation: str) -> bool:
@@ -77,22 +79,21 @@ class SessionShape:
     @property
     def needs_address(self) -> bool:
         """Whether a pod's address is part of what is asked for it."""
-        return "{ip}" in self.name + self.source_identity
+        return "ip" in parse.fields_of(self.name) | parse.fields_of(self.source_identity)
 
     def request(self, arn: RoleArn, pod: Pod, namespace: Namespace | None) -> AssumeRoleRequest:
         """What to ask STS for `pod` in role `arn`; raises InvalidAnnotationError."""
         values = self._values(arn, pod)
         tags = self.tags.of(pod, namespace) if self.tags else ()
-        transitive = {key.lower() for key in self.transitive}
         return AssumeRoleRequest(
             arn=arn,
             session_name=expand(self.name, values),
             duration=_duration(pod.annotation(DURATION)) or self.duration,
             external_id=_external_id(self.external_id_key, pod.annotation(self.external_id_key)),
             source_identity=expand(self.source_identity, values) if self.source_identity else None,
-            policy_arns=_policy_arns(pod.annotation(POLICY_ARNS)),
+            policy_arns=_policy_arns(pod.annotation(POLICY_ARNS), arn),
             tags=tags,
-            transitive_tag_keys=tuple(key for key, _ in tags if key.lower() in transitive),
+            transitive_tag_keys=tuple(key for key, _ in tags if key.lower() in self.transitive),
         )
 
     def _values(self, arn: RoleArn, pod: Pod) -> dict[str, str]:
@@ -111,8 +112,8 @@ def expand(template: str, values: Mapping[str, str]) -> str:
     """`template` with `values` in it, as a valid session name: 2 to 64 characters of `[A-Za-z0-9_+=,.@-]`.
 
     Different values of the fields that it names give different names: where characters had to be replaced or cut, or
-    where the text could be read as other values (`{pod}-{role}` of `a-b`, `c` and of `a`, `b-c`), the last 13
-    characters are a dash and a digest of the values.
+    where the text could be read as other values (`{pod}-{role}` of `a-b`, `c` and of `a`, `b-c`), the last 21
+    characters are a dash and a digest of the values, long enough that nobody finds two values with the same one.
     """
     parts = [(literal, name) for literal, name, _, _ in Formatter().parse(template)]
     used = [values[name] for _, name in parts if name]
@@ -136,7 +137,7 @@ def _duration(text: str | None) -> int | None:
     if not text:
         return None
     try:
-        seconds = float(parse.whole_number(text)) if text.isdigit() else parse.duration(text)
+        seconds = parse.duration(f"{text}s" if text.isdigit() else text)
     except ValueError:
         seconds = 0.0
     if not seconds.is_integer() or not _SHORTEST <= seconds <= _LONGEST:
@@ -157,7 +158,8 @@ def _external_id(key: str, text: str | None) -> str | None:
     return text
 
 
-def _policy_arns(text: str | None) -> tuple[str, ...]:
+def _policy_arns(text: str | None, role: RoleArn) -> tuple[str, ...]:
+    """The policies that narrow the session. An annotation that seems to name some must not narrow nothing."""
     if not text or not text.strip():
         return ()
     items = json_texts(text) if text.lstrip().startswith("[") else tuple(item.strip() for item in text.split(","))
@@ -165,15 +167,19 @@ def _policy_arns(text: str | None) -> tuple[str, ...]:
         raise InvalidAnnotationError(
             f"annotation {POLICY_ARNS}: it is not a JSON array of texts; commas between ARNs will do"
         )
-    found = tuple(dict.fromkeys(item for item in items if item))
+    found = sorted({item for item in items if item})
+    if items and not found:
+        raise InvalidAnnotationError(f"annotation {POLICY_ARNS}: it names no policy; remove it if none is meant")
     for item in found:
-        if not _POLICY_ARN.fullmatch(item) or len(item) > _LONGEST_POLICY_ARN:
+        match = _POLICY_ARN.fullmatch(item)
+        if not match or match[1] != role.partition or match[2] not in {"aws", role.account}:
             raise InvalidAnnotationError(
-                f"annotation {POLICY_ARNS}: {shorten(item)} is not a policy's ARN; "
-                "write arn:aws:iam::<12-digit account, or aws>:policy/<name>"
+                f"annotation {POLICY_ARNS}: {shorten(item)} is no policy of the role's account or of AWS; "
+                f"write arn:{role.partition}:iam::{role.account}:policy/<name>, or aws for the account"
             )
-    if len(found) > _MOST_POLICIES:
+    if len(found) > _MOST_POLICIES or sum(map(len, found)) > _LONGEST_POLICIES:
         raise InvalidAnnotationError(
-            f"annotation {POLICY_ARNS}: {len(found)} policies; STS takes at most {_MOST_POLICIES}"
+            f"annotation {POLICY_ARNS}: {len(found)} policies with {sum(map(len, found))} characters in all; "
+            f"STS takes at most {_MOST_POLICIES} with {_LONGEST_POLICIES}"
         )
-    return found
+    return tuple(found)

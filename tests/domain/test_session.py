@@ -1,7 +1,10 @@
 """What a session looks like: always something that STS accepts, or a sentence that says what to mend."""
 
+import json
 import re
 import string
+import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -78,17 +81,18 @@ def test_every_field_of_a_template_has_its_value() -> None:
         ("x", {}, "x-"),
         ("{ip}", {"ip": "fd00::1"}, "fd00--1-"),
         ("{ip}", {"ip": ""}, "-"),
-        ("{pod}", {"pod": "p" * 80}, f"{'p' * 51}-"),
+        ("{pod}", {"pod": "p" * 80}, f"{'p' * 43}-"),
         ("{namespace}-{pod}", {"namespace": "a-b", "pod": "c"}, "a-b-c-"),
         ("{namespace}-{pod}", {"namespace": "a", "pod": "b-c"}, "a-b-c"),
         ("{namespace}{pod}", {"namespace": "a", "pod": "b"}, "ab-"),
-        ("{pod}", {"pod": "web-0123456789ab"}, "web-0123456789ab-"),
+        ("{pod}", {"pod": "web-0123456789abcdef0123"}, "web-0123456789abcdef0123-"),
+        ("{node}", {"node": "i-0123456789abcdef0"}, "i-0123456789abcdef0"),
     ],
 )
 def test_a_name_is_as_the_template_says_or_that_with_a_digest(template: str, values: dict[str, str], name: str) -> None:
     found = expand(template, values)
     assert _NAME.fullmatch(found)
-    assert found == name if not name.endswith("-") else re.fullmatch(f"{re.escape(name)}[0-9a-f]{{12}}", found)
+    assert found == name if not name.endswith("-") else re.fullmatch(f"{re.escape(name)}[0-9a-f]{{20}}", found)
 
 
 _values = st.text(st.sampled_from("ab-.:é" + string.hexdigits), max_size=8) | st.text(max_size=100)
@@ -124,6 +128,13 @@ def test_a_duration_that_sts_would_refuse_is_named(text: str) -> None:
         shape().request(ROLE, annotated(**{DURATION: text}), None)
 
 
+@pytest.mark.parametrize("template", ["{pod}-{ip}", "{pod}-{ip:}"])
+def test_a_session_that_is_named_by_the_address_needs_it(template: str) -> None:
+    assert shape(session_name=template).needs_address
+    assert shape(source_identity=template).needs_address
+    assert not shape(session_name="{pod}-ip").needs_address
+
+
 def test_the_ttl_of_go_kube2iam_doubles() -> None:
     assert shape(iam_role_session_ttl=900.0).request(ROLE, pod(), None).duration == 1800
 
@@ -152,9 +163,10 @@ def test_an_external_id_that_sts_would_refuse_is_named_but_not_shown(text: str) 
         (_POLICY, (_POLICY,)),
         (f"{_POLICY}, {_POLICY},", (_POLICY,)),
         (
-            f'["{_POLICY}", "arn:aws-cn:iam::123456789012:policy/a/b"]',
-            (_POLICY, "arn:aws-cn:iam::123456789012:policy/a/b"),
+            f'["{_POLICY}", "arn:aws:iam::123456789012:policy/a/b", ""]',
+            ("arn:aws:iam::123456789012:policy/a/b", _POLICY),
         ),
+        (f"{_POLICY}B,{_POLICY}A", (f"{_POLICY}A", f"{_POLICY}B")),
         ("[]", ()),
     ],
 )
@@ -165,14 +177,19 @@ def test_session_policies_stand_between_commas_or_in_json(text: str, arns: tuple
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("ReadOnlyAccess", "'ReadOnlyAccess' is not a policy's ARN"),
-        ("arn:aws:iam::aws:role/x", "not a policy's ARN"),
-        (f"{_POLICY} {_POLICY}", "not a policy's ARN"),
+        ("ReadOnlyAccess", "'ReadOnlyAccess' is no policy of the role's account"),
+        ("arn:aws:iam::aws:role/x", "write arn:aws:iam::123456789012:policy/<name>, or aws for the account"),
+        ("arn:aws:iam::999999999999:policy/x", "no policy"),
+        ("arn:aws-cn:iam::aws:policy/ReadOnlyAccess", "no policy"),
+        ("arn:aws:iam::aws:policy//ReadOnlyAccess", "no policy"),
+        (f"{_POLICY} {_POLICY}", "no policy"),
+        (",", "names no policy; remove it"),
+        ('[""]', "names no policy; remove it"),
         (f'["{_POLICY}"', "not a JSON array"),
         ("[1]", "not a JSON array"),
         ("[" * 100_000, "not a JSON array"),
-        (",".join(f"{_POLICY}{number}" for number in range(11)), "11 policies; STS takes at most 10"),
-        ("arn:aws:iam::aws:policy/" + "a/" * 1500 + "b", "not a policy's ARN"),
+        (",".join(f"{_POLICY}{number}" for number in range(11)), "11 policies"),
+        ("arn:aws:iam::aws:policy/" + "a/" * 1500 + "b", "STS takes at most 10 with 2048"),
     ],
 )
 def test_a_session_policy_that_sts_would_refuse_is_named(text: str, said: str) -> None:
@@ -226,6 +243,8 @@ def test_a_namespaces_annotation_that_cannot_be_read_allows_nothing(allowed: str
         ({"team": "v" * 257}, "not a tag's value"),
         ({"team": "a\nb"}, "not a tag's value"),
         ({"team": "a&b"}, "not a tag's value"),
+        ({"team": "aws:reserved"}, "not a tag's value"),
+        ({"AWS:team": "a"}, "not a tag's key"),
         ({f"t{number}": "v" for number in range(46)}, "STS takes at most 50"),
     ],
 )
@@ -234,6 +253,25 @@ def test_a_tag_that_sts_would_refuse_or_trust_policies_rely_on_is_named(annotati
         tags_of({PREFIX + key: value for key, value in annotations.items()})
     assert PREFIX in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_pod_without_a_service_account_has_no_tag_of_one() -> None:
+    mirror = replace(pod(), service_account="")
+    assert "kubernetes-service-account" not in dict(shape(session_tags=True).request(ROLE, mirror, None).tags)
+
+
+@pytest.mark.parametrize("patterns", [1000, 1001, 10_000])
+def test_no_namespace_can_make_its_pods_decisions_slow(patterns: int) -> None:
+    allowed = json.dumps([f"team-{number}-*" for number in range(patterns)])
+    begun = time.process_time()
+    for _pod in range(110):
+        annotations = {f"{PREFIX}team-{number}-x": "v" for number in range(40)}
+        if patterns <= 1000:
+            assert len(tags_of(annotations, allowed)) == 45
+        else:
+            with pytest.raises(InvalidAnnotationError, match="allows nothing: it has more than 1000 entries"):
+                tags_of(annotations, allowed)
+    assert time.process_time() - begun < 1
 
 
 @pytest.mark.parametrize("value", ["", "größer 1", "a_b.c:d/e=f+g-h@i", "日本", "v" * 256])
