@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NoReturn
 
-from kube2iam import __version__, logs, manual, parse
+from kube2iam import __version__, links, logs, manual, parse
 from kube2iam._build import COMMIT, DATE
 from kube2iam.flags import Flag
 from kube2iam.settings import Settings, SettingsError, quote, rows
@@ -21,11 +21,6 @@ log = logging.getLogger(__name__)
 
 _BAD_SETTINGS = 2
 _ACTIONS = ("install", "remove", "status")
-_SERVICE_LINKS = ("KUBE2IAM_PORT", "KUBE2IAM_SERVICE_")
-"""Kubernetes sets such variables where there is a Service named kube2iam; no flag is named so.
-
-https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,15 +98,21 @@ COMMANDS: Mapping[str, Callable[[list[str], Mapping[str, str]], int]] = {"demo":
 """Sub-commands: what runs one, from the words after it and the environment to the exit status."""
 
 
-def unknown_variables(environment: Iterable[str]) -> tuple[str, ...]:
-    """A sentence about each `KUBE2IAM_` variable that sets nothing."""
-    known = {name for row in rows() for name in row.environment}
-    strange = sorted({name for name in environment if name.startswith("KUBE2IAM_")} - known)
-    return tuple(
-        f"the variable {name} sets nothing{_nearest(name, known)}"
-        for name in strange
-        if not name.startswith(_SERVICE_LINKS)
-    )
+def unknown_variables(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """A sentence about each variable that sets nothing although it is named like a setting, or begins so."""
+    return tuple(_without_effect(environment, {name for row in rows() for name in row.environment}))
+
+
+def _without_effect(environment: Mapping[str, str], known: set[str]) -> Iterator[str]:
+    for name, text in sorted(environment.items()):
+        link = links.is_service_link(name, text)
+        if link and name in known:
+            yield (
+                f"the variable {name} is Kubernetes' link to the Service {links.service_of(name)} and no setting; "
+                "enableServiceLinks: false in the pod's spec leaves it out"
+            )
+        elif not link and name not in known and name.startswith("KUBE2IAM_"):
+            yield f"the variable {name} sets nothing{_nearest(name, known)}"
 
 
 def _say(text: str) -> None:

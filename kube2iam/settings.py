@@ -41,6 +41,7 @@ from kube2iam.flags import (
     table,
     template,
 )
+from kube2iam.links import is_service_link
 
 TEMPLATE_FIELDS = ("cluster", "node", "namespace", "pod", "service_account", "role", "ip")
 """What `--session-name` and `--source-identity` may hold between braces."""
@@ -350,14 +351,14 @@ class Settings:
     def from_texts(cls, given: Mapping[str, Sequence[str]], environment: Mapping[str, str]) -> Self:
         """The settings in flags (by field, every text given, in order), else in environment variables, else defaults.
 
-        A flag that is given, even empty, beats the environment; an empty variable counts as unset.
-        Raises SettingsError.
+        A flag that is given, even empty, beats the environment; an empty variable, and one that Kubernetes sets for a
+        Service, counts as unset. Raises SettingsError.
         """
         values: dict[str, Any] = {}
         for row in rows():
             texts, origin = given.get(row.field, ()), row.name
             if not texts:
-                origin = next((name for name in row.environment if environment.get(name)), "")
+                origin = next((name for name in row.environment if _is_set(name, environment)), "")
                 texts = [environment[origin]] if origin else ()
             for text in texts:
                 value = _read(row, text, origin)
@@ -389,6 +390,11 @@ class Settings:
 def rows() -> tuple[Flag, ...]:
     """The table: every setting in the order of the help."""
     return table(Settings)
+
+
+def _is_set(name: str, environment: Mapping[str, str]) -> bool:
+    text = environment.get(name, "")
+    return text != "" and not is_service_link(name, text)
 
 
 def _read(row: Flag, text: str, origin: str) -> Any:

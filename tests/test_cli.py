@@ -154,18 +154,62 @@ def test_the_arguments_of_the_usual_manifest_of_go_kube2iam_are_understood() -> 
     assert found.cautions() == ()
 
 
-def test_variables_that_set_nothing_are_named_but_not_those_of_a_service() -> None:
-    environment = {
-        "KUBE2IAM_APP_PROT": "1",
-        "KUBE2IAM_APP_PORT": "1",
-        "KUBE2IAM_PORT": "tcp://10.0.0.1:8181",
-        "KUBE2IAM_PORT_8181_TCP_ADDR": "10.0.0.1",
-        "KUBE2IAM_SERVICE_HOST": "10.0.0.1",
-        "PATH": "/bin",
+def links(service: str, port: int = 8182, protocol: str = "tcp", address: str = "10.96.0.7") -> dict[str, str]:
+    """The variables that the kubelet makes for a Service with one port, which is named http-api."""
+    host = f"[{address}]" if ":" in address else address
+    url, name = f"{protocol}://{host}:{port}", service.upper().replace("-", "_")
+    one = f"{name}_PORT_{port}_{protocol.upper()}"
+    return {
+        f"{name}_SERVICE_HOST": address,
+        f"{name}_SERVICE_PORT": str(port),
+        f"{name}_SERVICE_PORT_HTTP_API": str(port),
+        f"{name}_PORT": url,
+        one: url,
+        f"{one}_PROTO": protocol,
+        f"{one}_PORT": str(port),
+        f"{one}_ADDR": address,
     }
+
+
+def test_variables_that_set_nothing_are_named() -> None:
+    environment = {"KUBE2IAM_APP_PROT": "1", "KUBE2IAM_APP_PORT": "1", "KUBE2IAM_PORT": "8181", "PATH": "/bin"}
     assert cli.unknown_variables(environment) == (
         "the variable KUBE2IAM_APP_PROT sets nothing; did you mean KUBE2IAM_APP_PORT",
+        "the variable KUBE2IAM_PORT sets nothing; did you mean KUBE2IAM_APP_PORT",
     )
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        links("kube2iam"),
+        links("kube2iam-service"),
+        links("kube2iam-prometheus", 53, "udp", "fd00::7"),
+        links("kube2iam-x-port", protocol="sctp"),
+        links("other-app"),
+    ],
+    ids=lambda environment: next(iter(environment)),
+)
+def test_links_to_services_that_are_named_like_no_setting_are_passed_over(environment: dict[str, str]) -> None:
+    assert cli.unknown_variables(environment) == ()
+    assert cli.settings_of([], environment) == cli.settings_of([], {})
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+@pytest.mark.parametrize("address", ["10.96.0.7", "fd00::7"])
+@pytest.mark.parametrize("service", ["kube2iam-metrics", "kube2iam-app"])
+def test_a_link_to_a_service_is_no_port_that_is_set(service: str, protocol: str, address: str) -> None:
+    environment = links(service, 8182, protocol, address)
+    assert cli.settings_of([], environment) == cli.settings_of([], {})
+    (said,) = cli.unknown_variables(environment)
+    assert f"{service.upper().replace('-', '_')}_PORT is Kubernetes' link to the Service {service}" in said
+    assert "enableServiceLinks: false" in said
+
+
+@pytest.mark.parametrize("text", ["tcp://", "tcp://here", "http://10.96.0.7:8182", "tcp://10.96.0.7:8182 ", "8182x"])
+def test_what_is_nearly_a_link_is_a_mistake(text: str) -> None:
+    with pytest.raises(SettingsError, match="KUBE2IAM_METRICS_PORT"):
+        cli.settings_of([], {"KUBE2IAM_METRICS_PORT": text})
 
 
 def test_each_command_is_named_in_the_help() -> None:
