@@ -45,7 +45,7 @@ def test_its_flags_are_accepted_and_mean_what_they_should(container: dict[str, A
     assert settings.iptables
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"http": settings.app_port, "metrics": settings.metrics_port_or_app}
-    assert settings.metrics_port_or_app != settings.app_port, "pods must not see the operators' pages"
+    assert settings.metrics_port_or_app != settings.app_port, "what is for operators must be closable"
 
 
 def test_the_flags_in_its_comments_are_accepted_too() -> None:
@@ -80,6 +80,15 @@ def test_it_runs_on_every_node_and_has_few_rights_there(pod: dict[str, Any], con
     assert rights["readOnlyRootFilesystem"]
     assert not rights["allowPrivilegeEscalation"]
     assert "privileged" not in rights
+
+
+def test_services_of_its_namespace_set_no_variables_in_it(pod: dict[str, Any]) -> None:
+    assert pod["enableServiceLinks"] is False
+
+
+def test_a_roll_out_takes_no_longer_on_more_nodes(objects: dict[str, dict[str, Any]]) -> None:
+    strategy = objects["DaemonSet"]["spec"]["updateStrategy"]
+    assert strategy == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "5%"}}
 
 
 def test_its_rights_in_the_cluster_are_upstreams_and_events(objects: dict[str, dict[str, Any]]) -> None:
