@@ -249,7 +249,9 @@ REGION = pattern(
     "the name of a region such as eu-central-1",
     r"[a-z]{2,8}(?:-[a-z]{2,12}){1,3}-\d{1,2}",  # aws-global and its like stand for the global endpoint
 )
-CLUSTER = pattern("name", "1 to 256 letters, digits or _.:/=+@-", r"[\w.:/=+@-]{1,256}")
+CLUSTER = pattern(  # a tag's value; AWS keeps those that begin with aws: for itself
+    "name", "1 to 256 letters, digits or _.:/=+@-, not aws: at the beginning", r"(?![Aa][Ww][Ss]:)[\w.:/=+@-]{1,256}"
+)
 TAG_KEYS = Kind(
     "keys",
     "at most 50 tag keys between commas",

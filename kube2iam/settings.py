@@ -53,12 +53,21 @@ CREDENTIALS = "Credentials"
 REDIRECT = "Redirect"
 OBSERVABILITY = "Observability"
 PROCESS = "Process"
-LIMITS = "Limits, 0 for none"
+LIMITS = "Limits (0 means unlimited)"
 
 DURATION = "iam.amazonaws.com/session-duration"
 """Pod annotation: life of its session, whole seconds (`7200`) or a Go duration (`2h`)."""
 POLICY_ARNS = "iam.amazonaws.com/session-policy-arns"
 """Pod annotation: managed policies that narrow its session, between commas or as a JSON array."""
+
+_OF_PODS = {DURATION: "the session's duration", POLICY_ARNS: "the session's policies"}
+_OF_NAMESPACES = {
+    "iam.amazonaws.com/default-role": "the namespace's default role",
+    "iam.amazonaws.com/allowed-session-tags": "the tags that its pods may set",
+    "iam.amazonaws.com/imdsv2": "whether its pods must send tokens",
+}
+_TAKEN = (("iam_role_key", _OF_PODS), ("iam_external_id", _OF_PODS), ("namespace_key", _OF_NAMESPACES))
+"""Settings that name an annotation, and the annotations with fixed names beside it: what each of these says."""
 
 _MINUTE = 60.0
 _HOUR = 3600.0
@@ -127,8 +136,8 @@ class Settings:
         (),
         REGEXPS,
         group=PODS,
-        help="Further paths of the metadata service that pods may read: meta-data/tags/instance/.* "
-        "May be repeated; in the environment, white space separates.",
+        help="Further paths of the metadata service that pods may read, such as meta-data/tags/instance/.*; "
+        "may be repeated, in the environment with white space between.",
     )
     metadata_deny: tuple[str, ...] = flag(
         (), REGEXPS, group=PODS, help="Paths that pods may not read; wins over what is allowed. May be repeated."
@@ -204,7 +213,8 @@ class Settings:
         _HOUR,
         duration(_SHORTEST_SESSION, _LONGEST_SESSION),
         group=CREDENTIALS,
-        help="Life of a session that STS is asked for; refreshed at half of it. A node's own role session allows 1h.",
+        help="Life of a session that STS is asked for; refreshed at half of it. STS grants more than 1h only where the "
+        "agent itself does not use a role's session, which an instance profile is.",
     )
     iam_role_error_ttl: float = flag(
         10.0,
@@ -266,7 +276,7 @@ class Settings:
         "auto",
         choice("auto", "nft", "legacy", "none"),
         group=REDIRECT,
-        help="How: nftables, iptables (legacy), whichever the node's other rules use (auto), or nothing at all.",
+        help="What writes the redirect: nft, legacy (iptables), auto (as the node's other rules) or none.",
     )
     host_interface: str = flag(
         "docker0",
@@ -296,7 +306,8 @@ class Settings:
         None,
         optional(PORT, None),
         group=OBSERVABILITY,
-        help="Port for metrics, probes and --debug; if not given, --app-port, for the node alone and without --debug.",
+        help="Port for metrics, probes and /debug. Not given: --app-port, where they answer whoever asks the node's "
+        "own address (pods too, never through 169.254.169.254), without /debug.",
     )
     debug: bool = switch(group=OBSERVABILITY, help="Serve /debug/store: which pod has which role.")
     log_format: str = flag("text", choice("text", "json"), group=OBSERVABILITY, help="How log lines are written.")
@@ -423,12 +434,26 @@ def _contradictions(settings: Settings) -> Iterator[str]:
             yield f"{_flag(one)} and {_flag(other)} exclude each other: give one of them"
     if settings.iam_role_session_ttl is not None and settings.iam_role_session_duration != _HOUR:
         yield "--iam-role-session-ttl and --iam-role-session-duration exclude each other: give one of them"
+    yield from _shared_annotations(settings)
     for name in (settings.iam_role_key, settings.iam_external_id, DURATION, POLICY_ARNS):
         if settings.session_tags and name.startswith(settings.session_tag_prefix):
             yield (
                 f"--session-tag-prefix {quote(settings.session_tag_prefix)} makes a tag of the annotation {name}: "
                 "expected a prefix of its own such as iam.amazonaws.com/session-tag."
             )
+
+
+def _shared_annotations(settings: Settings) -> Iterator[str]:
+    """Annotations that would be read as two things."""
+    if settings.iam_role_key == settings.iam_external_id:
+        yield (
+            f"--iam-role-key and --iam-external-id are both {quote(settings.iam_role_key)}: "
+            "expected an annotation of its own for each"
+        )
+    for field, taken in _TAKEN:
+        name = getattr(settings, field)
+        if name in taken:
+            yield f"{_flag(field)} {quote(name)} is not valid: that annotation says {taken[name]}; expected another one"
 
 
 def _gaps(settings: Settings) -> Iterator[str]:

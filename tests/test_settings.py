@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kube2iam import manual
+from kube2iam.domain.policy import NAMESPACE_DEFAULT
+from kube2iam.domain.tags import ALLOWED_TAGS
 from kube2iam.flags import Flag
+from kube2iam.imds.dispatch import IMDSV2
 from kube2iam.settings import DURATION, POLICY_ARNS, Settings, SettingsError, rows
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
@@ -145,6 +148,8 @@ def test_the_page_is_not_stale() -> None:
         ("iam_role_error_ttl", "0", 0),
         ("assume_role_arn", "arn:aws:iam::123456789012:role/hub", "arn:aws:iam::123456789012:role/hub"),
         ("session_name", "{namespace}.{pod}", "{namespace}.{pod}"),
+        ("cluster_name", "aws", "aws"),
+        ("cluster_name", "eu-aws:prod", "eu-aws:prod"),
         ("iam_external_id", "", ""),
         ("host_interface", "cali+, eni+", "cali+,eni+"),
         ("host_interface", "!eth0", "!eth0"),
@@ -204,6 +209,9 @@ def test_what_may_be_said(field: str, text: str, value: object) -> None:
         ("region", "eu-west-1a"),
         ("region", "aws-us-gov-global"),
         ("assume_role_arn", "hub"),
+        ("cluster_name", "aws:prod"),
+        ("cluster_name", "AWS:prod"),
+        ("cluster_name", "a b"),
         ("session_name", "{podname}"),
         ("session_name", "a/b"),
         ("transitive_session_tags", "a*"),
@@ -279,6 +287,31 @@ def test_no_prefix_of_tags_covers_what_the_agent_reads_itself(name: str) -> None
     with pytest.raises(SettingsError, match=name):
         settings(session_tags="true", session_tag_prefix=name)
     assert settings(session_tag_prefix=name).session_tag_prefix == name, "without tags it means nothing"
+
+
+@pytest.mark.parametrize("name", ["iam.amazonaws.com/external-id", "example.com/x"])
+def test_role_and_external_id_are_never_one_annotation(name: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings(iam_role_key=name, **({} if "external" in name else {"iam_external_id": name}))
+    assert all(part in str(caught.value) for part in ("--iam-role-key", "--iam-external-id", name))
+    assert settings(iam_role_key=name, iam_external_id="").iam_role_key == name
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [
+        *((field, name) for field in ("iam_role_key", "iam_external_id") for name in (DURATION, POLICY_ARNS)),
+        *(("namespace_key", name) for name in (NAMESPACE_DEFAULT, ALLOWED_TAGS, IMDSV2)),
+    ],
+)
+def test_no_annotation_is_read_as_two_things(field: str, name: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings(**{field: name})
+    assert str(caught.value).startswith(f'--{field.replace("_", "-")} "{name}"')
+
+
+def test_pods_and_namespaces_may_have_annotations_of_one_name() -> None:
+    assert settings(namespace_key="iam.amazonaws.com/role").namespace_key == Settings().iam_role_key
 
 
 def test_settings_are_consistent_however_they_are_made() -> None:
