@@ -1,6 +1,7 @@
 """What operators see of an agent's parts: readiness, degradations, gauges, pages."""
 
 import time
+from collections import Counter
 
 from kube2iam import __version__
 from kube2iam._build import COMMIT, DATE
@@ -9,8 +10,13 @@ from kube2iam.admin.metrics import CONTENT_TYPE
 from kube2iam.admin.server import Pages
 from kube2iam.admin.store import store_page
 from kube2iam.compose import Parts
-from kube2iam.domain.errors import Reason
+from kube2iam.domain.errors import Denial, Reason
+from kube2iam.domain.roles import Grant
 from kube2iam.imds.limits import PodLimits
+from kube2iam.sts.entry import EntryState
+
+SEVERAL = 2
+"""Refused sessions from which on the trouble may be the node's."""
 
 
 def health_of(parts: Parts) -> Health:
@@ -29,6 +35,7 @@ def health_of(parts: Parts) -> Health:
             Check("sts", lambda: _sts_trouble(parts, Reason.STS_UNAVAILABLE)),
             Check("node-credentials", lambda: _node_trouble(parts)),
             Check("credentials", lambda: _late_credentials(parts)),
+            Check("sts-refused", lambda: _all_refused(parts)),
             Check("metadata", lambda: parts.instance.problem),
         ],
     )
@@ -65,18 +72,22 @@ def add_gauges(parts: Parts, health: Health, limits: PodLimits) -> None:
         "1 while the rule is in the kernel.",
         lambda: {(): parts.keeper is not None and parts.keeper.present},
     )
-    add("pods", "Pods of this node that may have a role.", lambda: {(): len(parts.index.pods())})
+    add("pods", "Pods of this node that the agent serves.", lambda: {(): len(parts.index.pods())})
     add("cluster_silence_seconds", "Seconds since the API server said anything.", lambda: _silence(parts), "resource")
     add("open_connections", "Connections of pods.", lambda: {(): limits.connections})
     add("held_requests", "Requests of pods that wait.", lambda: {(): limits.held})
     add("sts_calls_in_flight", "Calls to STS under way.", lambda: {(): cache.in_flight})
     add("sts_calls_per_second", "Calls that the node allows itself.", lambda: {(): cache.rate})
-    add("credentials_missing", "Roles in use without credentials.", lambda: {(): len(cache.missing())})
+    add("credentials_missing", "Sessions in use that are not here yet.", lambda: {(): len(cache.missing())})
+    add("credentials_refused", "Sessions in use that STS refuses.", lambda: {(): len(_refused(parts))})
+    add("credentials_shortest_life_seconds", "Life of the session in use that ends first.", lambda: _shortest(parts))
+    add("would_deny_pods", "Pods that namespace restrictions would deny.", lambda: _would_deny(parts), "namespace")
     add("iam_cache_hits_total", "Credentials answered from the cache.", lambda: _hits(parts), "role_arn")
 
 
 def _troubles(health: Health) -> dict[tuple[str, ...], float]:
-    return {(name,): 1 for name in health.troubles()}
+    troubles = health.troubles()
+    return {(name,): name in troubles for name in health.causes}
 
 
 def _hits(parts: Parts) -> dict[tuple[str, ...], float]:
@@ -113,9 +124,38 @@ def _redirect_trouble(parts: Parts) -> str | None:
 def _cold(parts: Parts) -> str:
     if not parts.index.synced:
         return "this node's pods are not known yet"
-    return f"{len(parts.cache.missing())} roles to be fetched"
+    return f"sessions still to be fetched: {len(parts.cache.missing())}"
 
 
 def _late_credentials(parts: Parts) -> str | None:
     late = parts.cache.missing()
-    return f"the credentials of {len(late)} roles could not be fetched" if late else None
+    return f"sessions that could not be fetched: {len(late)}" if late else None
+
+
+def _in_use(parts: Parts) -> list[EntryState]:
+    return [entry for entry in parts.cache.entries() if entry.wanted]
+
+
+def _refused(parts: Parts) -> list[Denial]:
+    """Why STS refuses what pods use, also while a session from before is still good."""
+    denials = (entry.denial for entry in _in_use(parts))
+    return [denial for denial in denials if denial is not None and denial.reason is Reason.STS_REFUSED]
+
+
+def _all_refused(parts: Parts) -> str | None:
+    """One role that is refused is its owner's mistake; all of them are the node's trouble."""
+    refused = _refused(parts)
+    if len(refused) < SEVERAL or len(refused) < len(_in_use(parts)):
+        return None
+    return f"STS refuses all {len(refused)} sessions of this node, the last one so: {refused[-1].explanation}"
+
+
+def _shortest(parts: Parts) -> dict[tuple[str, ...], float]:
+    ends = [entry.expiration for entry in _in_use(parts) if entry.expiration is not None]
+    return {(): min(ends) - time.time()} if ends else {}
+
+
+def _would_deny(parts: Parts) -> dict[tuple[str, ...], float]:
+    decisions = ((pod.namespace, parts.resolver.decided(pod)) for pod in parts.index.pods())
+    denied = [name for name, decision in decisions if isinstance(decision, Grant) and decision.would_deny]
+    return {(namespace,): count for namespace, count in Counter(denied).items()}

@@ -109,7 +109,7 @@ class Parts:
         for pod in self.index.pods():
             decision = self.resolver.decide(pod)
             if isinstance(decision, Grant) and decision.request == request:
-                self.reports.refused(pod, denial)
+                self.reports.refused(pod, request.arn, denial)
 
     def keep(self, annotation: str) -> bool:
         """Whether any part reads this annotation of a pod or namespace."""

@@ -25,6 +25,9 @@ class CredentialCache(Protocol):
     def peek(self, request: AssumeRoleRequest) -> Credentials | None:
         """Credentials at hand that are worth giving out, or None."""
 
+    def serves(self, request: AssumeRoleRequest) -> bool:
+        """Whether they are at hand; counts as no answer."""
+
     def start(self, request: AssumeRoleRequest) -> object:
         """Begin to fetch, unless they are at hand."""
 
@@ -102,6 +105,15 @@ class Resolver:
     def warm(self, grant: Grant) -> Credentials | None:
         """The credentials of `grant` if they are at hand."""
         return self._cache.peek(grant.request)
+
+    def is_warm(self, grant: Grant) -> bool:
+        """Whether the credentials of `grant` are at hand, for a pod that does not ask for them yet."""
+        return self._cache.serves(grant.request)
+
+    def decided(self, pod: Pod) -> Decision | None:
+        """The decision about `pod` if it was made already."""
+        known = self._decisions.get(pod.uid)
+        return None if known is None else known[2]
 
     async def prepare(self, grant: Grant, deadline: float) -> None:
         """Have the credentials of `grant` fetched, for a pod that will ask for them at once. Raises nothing.

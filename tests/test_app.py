@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
@@ -184,7 +185,9 @@ async def test_the_nodes_own_credentials_are_named_and_no_pod_is_blamed(around: 
         assert (answer.status, answer.reason, answer.body) == (500, "node-credentials", b"")
         assert "[!]node-credentials degraded: ExpiredToken: the agent's own" in (await agent.page("/readyz?verbose"))[1]
         assert 'kube2iam_degraded{cause="node-credentials"} 1.0' in (await agent.page("/metrics"))[1]
-        assert (await agent.heard("role session not obtained"))["level"] == "error"
+        said = await agent.heard("the agent's own credentials cannot be used")
+        assert (said["level"], said["reason"]) == ("error", "ExpiredToken")
+        assert not any(line["msg"] == "role session not obtained" for line in agent.lines)
         assert around.objects.list("events") == []
 
 
@@ -200,7 +203,24 @@ async def test_a_refusal_of_sts_is_told_to_the_pod_and_as_an_event(around: World
                 await asyncio.sleep(0.01)
         (event,) = around.objects.list("events")
         assert (event["reason"], event["involvedObject"]["name"]) == ("StsRefused", "a")
-        assert "AccessDenied" in event["message"]
+        assert event["message"].startswith(f"STS refuses {BASE}app: AccessDenied: ")
+        refused = await agent.heard("refused")
+        assert (refused["pod.name"], refused["pod.iam.role"]) == ("a", f"{BASE}app")
+
+
+async def test_only_all_roles_refused_is_the_nodes_trouble(around: World) -> None:
+    around.pod("a", POD)
+    around.sts.fault = (403, "AccessDenied")
+    async with around.agent() as agent:
+        assert "[!]" not in (await agent.page("/readyz?verbose"))[1], "one is its owner's mistake"
+        around.pod("b", "127.0.0.3", role="other")
+        async with asyncio.timeout(5):
+            while "[!]sts-refused degraded: STS refuses all 2 s" not in (await agent.page("/readyz?verbose"))[1]:
+                await asyncio.sleep(0.05)
+        metrics = (await agent.page("/metrics"))[1]
+        assert "kube2iam_credentials_refused 2.0" in metrics
+        assert 'kube2iam_degraded{cause="sts-refused"} 1.0' in metrics
+        assert 'kube2iam_degraded{cause="sts"} 0.0' in metrics
 
 
 async def test_a_malformed_role_becomes_an_event_that_says_how_to_mend_it(around: World) -> None:
@@ -363,3 +383,13 @@ async def test_a_port_that_is_taken_is_named(around: World) -> None:
         async with around.agent(f"--app-port={agent.port}", ready=False) as second:
             assert await second.process.wait() == 2
         assert any(f"--app-port={agent.port}" in line["msg"] for line in second.lines)
+
+
+@pytest.mark.parametrize("flags", [[], ["--iptables", "--redirect-backend=none"]])
+async def test_nothing_is_said_of_a_redirect_that_others_keep(around: World, flags: list[str]) -> None:
+    around.pod("a", POD)
+    async with around.agent("--host-interface=docker9", *flags) as agent:
+        metrics = (await agent.page("/metrics"))[1]
+        assert not re.search("^kube2iam_redirect_(present|unmatched_pods) ", metrics, re.MULTILINE)
+        assert "[+]redirect ok" in (await agent.page("/readyz?verbose"))[1]
+        assert not any("redirect" in line["msg"] for line in agent.lines)

@@ -29,6 +29,9 @@ class NoCache:
     def peek(self, request: AssumeRoleRequest) -> Credentials | None:
         return None
 
+    def serves(self, request: AssumeRoleRequest) -> bool:
+        return False
+
     def start(self, request: AssumeRoleRequest) -> None:
         self.calls.append("start")
 

@@ -56,6 +56,11 @@ class Health:
         found = ((check.name, check.problem()) for check in self._degraded)
         return {name: problem for name, problem in found if problem is not None}
 
+    @property
+    def causes(self) -> list[str]:
+        """The names of all degradations that there may be."""
+        return [check.name for check in self._degraded]
+
     def missing(self) -> dict[str, str]:
         """What stands against being ready, by name."""
         found = ((check.name, check.problem()) for check in self._ready)
@@ -123,14 +128,11 @@ class InstanceCheck:
 
     async def look(self) -> None:
         """Look once; raises nothing."""
-        before = self.problem
         try:
             self.instance_id = await self._fetch()
             self.problem = None
-        except Exception as error:  # noqa: BLE001 - whatever a dependency does must not end the loop
+        except Exception as error:  # noqa: BLE001 - whatever it is must not end the loop; `fetch` has logged it
             self.problem = f"the metadata service does not tell the instance id: {error}"
-        if self.problem and self.problem != before:
-            log.warning(self.problem)
 
     def healthz(self) -> Page:
         """Upstream's body. 200 also while the metadata service is away: manifests use this for liveness."""

@@ -25,6 +25,9 @@ from kube2iam.domain.errors import Reason
 BUCKETS = tuple(0.001 * 2**n for n in range(14))
 """Upper bounds in seconds, as Go kube2iam's."""
 
+UPSTREAM_FAILURES = "timeout", "connection", "too-long", "status"
+"""The kinds of failure of the metadata service; they are those of `imds.upstream`."""
+
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 _MOST_SERIES = 1000
@@ -139,6 +142,8 @@ class Metrics:
         ).labels()
         self._unknown = self._counter("iam_k8s_pod_not_in_pod_cache", "Requests of addresses not known.").labels()
         self._denials = self._counter("denials_total", "Requests that got nothing, by reason.", "reason")
+        for reason in Reason:  # a series that begins with its first event hides it from increase()
+            self._denials.labels(reason.code)
         self._v1 = self._counter(
             "imdsv1_requests_total", "Requests without a session token, by namespace.", "namespace"
         )
@@ -151,6 +156,8 @@ class Metrics:
         )
         self._events = self._counter("cluster_events_total", "Kubernetes Events by outcome.", "outcome")
         self._upstream = self._counter("upstream_failures_total", "Failed requests to the metadata service.", "kind")
+        for kind in UPSTREAM_FAILURES:
+            self._upstream.labels(kind)
         self._drift = self._counter(
             "redirect_drift_total", "Times the redirect was found changed and was mended."
         ).labels()

@@ -1,8 +1,10 @@
 """Tells people what was decided about a pod: one log line and, for a no, one Kubernetes Event, each time it changes."""
 
 import logging
+from dataclasses import replace
 from typing import Protocol
 
+from kube2iam.domain.arn import RoleArn
 from kube2iam.domain.errors import Denial, Reason
 from kube2iam.domain.pod import Pod
 from kube2iam.domain.roles import Decision, Grant
@@ -34,21 +36,22 @@ class Reports:
         else:
             self._granted(pod, decision)
 
-    def refused(self, pod: Pod, denial: Denial) -> None:
+    def refused(self, pod: Pod, role: RoleArn, denial: Denial) -> None:
         """STS said no to what the pod was granted; the log has it already."""
-        self._record("Pod", pod.namespace, pod.name, pod.uid, denial)
+        said = replace(denial, explanation=f"STS refuses {role}: {denial.explanation}")
+        self._record("Pod", pod.namespace, pod.name, pod.uid, said)
 
     def _granted(self, pod: Pod, grant: Grant) -> None:
         log.info("role granted", extra=_fields(pod) | {"pod.iam.role": str(grant.arn), "role.source": grant.source})
         if grant.would_deny is not None:
-            why = grant.would_deny.explanation
-            log.warning("role would be denied", extra=_fields(pod) | {"pod.iam.role": str(grant.arn), "why": why})
+            said = _fields(pod) | {"pod.iam.role": str(grant.arn)} | _said(grant.would_deny)
+            log.warning("role would be denied", extra=said)
 
     def _denied(self, pod: Pod, denial: Denial) -> None:
         if denial.reason in _SILENT:
-            log.debug("no role", extra=_fields(pod) | {"reason": denial.reason.code, "why": denial.explanation})
+            log.debug("no role", extra=_fields(pod) | _said(denial))
             return
-        log.warning("role denied", extra=_fields(pod) | {"reason": denial.reason.code, "why": denial.explanation})
+        log.warning("role denied", extra=_fields(pod) | _said(denial))
         self._record("Pod", pod.namespace, pod.name, pod.uid, denial)
         if denial.reason is Reason.NAMESPACE_UNREADABLE:
             self._record("Namespace", "", pod.namespace, "", denial)
@@ -57,6 +60,10 @@ class Reports:
         if self.recorder is not None:
             reason = denial.reason.code.title().replace("-", "")  # UpperCamelCase, as Events have it
             self.recorder.record(kind, namespace, name, uid, reason, denial.explanation)
+
+
+def _said(denial: Denial) -> dict[str, str]:
+    return {"reason": denial.reason.code, "error": denial.explanation}
 
 
 def _fields(pod: Pod) -> dict[str, str]:

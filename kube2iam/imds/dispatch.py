@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from kube2iam.domain.errors import Denial, Reason, RefusedError
 from kube2iam.domain.pod import Pod
+from kube2iam.domain.roles import Grant
 from kube2iam.imds import listen, replies
 from kube2iam.imds.connection import Connection
 from kube2iam.imds.front import FORWARDED_FOR, HOST, READ, TOKEN, Answer, Front, Head, Plan, Request, Route
@@ -223,7 +224,18 @@ class Dispatch:
     def _say(self, request: Request, denial: Denial) -> None:
         if len(self._said) >= _MOST_REMEMBERED:
             del self._said[next(iter(self._said))]
-        log.info("refused", extra=_fields(request) | {"reason": denial.reason.code, "error": denial.explanation})
+        level = logging.DEBUG if denial.reason is Reason.NO_ROLE else logging.INFO  # most pods are to have none
+        said = {"reason": denial.reason.code, "error": denial.explanation} | self._who(request)
+        log.log(level, "refused", extra=_fields(request) | said)
+
+    def _who(self, request: Request) -> dict[str, str]:
+        """The pod that asks, and its role if it has one."""
+        pod = request.owner
+        if not isinstance(pod, Pod):
+            return {}
+        decision = self._front.resolver.decide(pod)
+        role = {"pod.iam.role": str(decision.arn)} if isinstance(decision, Grant) else {}
+        return {"pod.namespace": pod.namespace, "pod.name": pod.name, "ns.name": pod.namespace} | role
 
     def _observe(self, request: Request, reply: Reply) -> None:
         seconds = perf_counter() - request.started

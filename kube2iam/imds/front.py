@@ -101,6 +101,9 @@ class Resolver(Protocol):
     async def grant(self, address: str, deadline: float) -> Grant:
         """The grant, waited for while its lack may pass; raises RefusedError."""
 
+    def is_warm(self, grant: Grant) -> bool:
+        """Whether the credentials of `grant` are at hand."""
+
     def warm(self, grant: Grant) -> Credentials | None:
         """Credentials that are at hand."""
 

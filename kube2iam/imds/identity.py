@@ -31,7 +31,7 @@ def info(front: Front, request: Request, _target: Target) -> Answer:
 def roles(front: Front, request: Request, _target: Target) -> Answer:
     """`meta-data/iam/security-credentials/`: the role's name, at the latest when the hold is over."""
     grant = _known(front, request)
-    if grant is not None and front.resolver.warm(grant) is not None:
+    if grant is not None and front.resolver.is_warm(grant):
         return replies.role_listing(grant.arn.name)
     return _roles_held(front, request)
 

@@ -83,7 +83,7 @@ class KeyFile:
             if not self._warned:
                 log.warning(
                     "token keys are kept in memory: clients must fetch new tokens after a restart",
-                    extra={"state.dir": str(self._state_dir), "reason": str(error)},
+                    extra={"state.dir": str(self._state_dir), "error": str(error)},
                 )
             self._warned = True
             self._set(_rotated(self._keys, now))
@@ -120,7 +120,7 @@ def _share(directory: int, held: tuple[Key, ...], now: float) -> tuple[Key, ...]
         _write(directory, _rotated(held, now), replace=False)
         stored = _read(directory)
     except _UnfitError as error:
-        log.warning("token keys are replaced", extra={"file": _NAME, "reason": str(error)})
+        log.warning("token keys are replaced", extra={"file": _NAME, "error": str(error)})
         stored = ()
     keys = _rotated(stored, now)
     if keys != stored:

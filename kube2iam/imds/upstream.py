@@ -183,7 +183,8 @@ class Upstream:
         except TimeoutError:
             error = UpstreamError("timeout", f"the metadata service took over {_TIMEOUT} s")
         except (aiohttp.ClientError, OSError) as cause:
-            error = UpstreamError("connection", f"the metadata service cannot be reached: {cause}")
+            why = getattr(cause, "strerror", None) or cause  # aiohttp's own text speaks of TLS, which there is none of
+            error = UpstreamError("connection", f"the metadata service cannot be reached: {why}")
         except UpstreamError as refusal:
             error = refusal
         else:
@@ -202,7 +203,7 @@ class Upstream:
         self._failed(error.kind)
         now = self._clock()
         if not self._complained and now >= self._complains_again:
-            log.warning("the metadata service fails", extra={"reason": str(error)})
+            log.warning("the metadata service fails", extra={"reason": error.kind, "error": str(error)})
             self._complained = True
             self._complains_again = now + _SAID_AGAIN
 

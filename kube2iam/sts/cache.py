@@ -11,11 +11,12 @@ from kube2iam.domain.errors import Denial, Reason, RefusedError, refused
 from kube2iam.domain.roles import AssumeRoleRequest, Credentials
 from kube2iam.sts.durations import Durations
 from kube2iam.sts.entry import NEVER, Entry, EntryState, Hits, state
-from kube2iam.sts.errors import Fault, Kind
+from kube2iam.sts.errors import Fault
 from kube2iam.sts.flight import CredentialSource, Flights, StsMeter
 from kube2iam.sts.freshness import Session
 from kube2iam.sts.gate import Gate
 from kube2iam.sts.memory import remembered
+from kube2iam.sts.reports import StsReports
 from kube2iam.sts.turn import Change, Priority, Turn
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ JUMP = 2.0
 
 
 class CredentialCache:
-    """Sessions by request. `peek`, `start` and `want` never wait.
+    """Sessions by request. `peek`, `serves`, `start` and `want` never wait.
 
     Every call to STS belongs to the cache, not to a caller. `run` opens the source and owns all that goes on; before it
     nothing goes out. `error_ttl` is seconds; `chained`: the source works with a role's session; `clock` is the wall
@@ -66,7 +67,7 @@ class CredentialCache:
         )
         self._entries: dict[AssumeRoleRequest, Entry] = {}
         self._hits: dict[str, Hits] = {}
-        self._short_lived: set[AssumeRoleRequest] = set()
+        self._reports = StsReports()
         self._settled = asyncio.Event()
         self.ready = asyncio.Event()
         """The source is open: calls can be made."""
@@ -82,6 +83,11 @@ class CredentialCache:
         entry.asked = now
         entry.hits.count += 1
         return entry.session.credentials
+
+    def serves(self, request: AssumeRoleRequest) -> bool:
+        """Whether `peek` would find credentials; counts as no answer."""
+        entry = self._entries.get(request)
+        return entry is not None and self._serves(entry)
 
     def start(self, request: AssumeRoleRequest) -> None:
         """A pod will ask for this in a moment: fetch it now, unless it is here or its failure is remembered."""
@@ -242,22 +248,13 @@ class CredentialCache:
         self._settled.set()
 
     def _keep(self, entry: Entry, session: Session) -> None:
-        role = {"pod.iam.role": str(entry.request.arn)}
-        if entry.fault:
-            log.info("role session obtained again", extra=role)
-        if not session.keeps_promise and entry.request not in self._short_lived:
-            self._short_lived.add(entry.request)
-            said = {**role, "sts.duration": round(session.life)}
-            log.warning("sessions of this role are too short for SDKs that want 25 minutes of life", extra=said)
+        self._reports.obtained(entry.request, session)
         entry.session = session
         entry.until_wall, entry.until_monotonic = session.served_until
         entry.fault, entry.failures = None, 0
 
     def _remember(self, entry: Entry, outcome: Fault) -> None:
-        if entry.fault is None or entry.fault.code != outcome.code:
-            level = logging.ERROR if outcome.kind is Kind.NODE else logging.WARNING
-            role = {"pod.iam.role": str(entry.request.arn)}
-            log.log(level, "role session not obtained", extra=role | _fields(outcome))
+        self._reports.failed(entry.request, outcome, away=self._gate.fault is not None)
         entry.fault = outcome
         entry.failures += 1
         self._failed(entry.request, outcome.denial)
@@ -267,12 +264,13 @@ class CredentialCache:
     def _heed(self, change: Change) -> None:
         """STS as a whole went away, or came back."""
         if change is Change.AWAY and self._gate.fault:
-            log.error("STS cannot be used", extra=_fields(self._gate.fault))
+            self._reports.away(self._gate.fault)
             for entry in self._entries.values():
                 known = self._gate.refuses(entry.turn) if entry.turn else None
                 if known is not None:
                     entry.tell(known)
         elif change is Change.BACK:
+            self._reports.back()
             for entry in self._entries.values():
                 if entry.fault and not entry.fault.kind.permanent and not self._gate.is_own_trouble(entry.request):
                     entry.fault_until = self._monotonic()
@@ -303,7 +301,7 @@ class CredentialCache:
         if entry.turn is None or not entry.turn.out:
             entry.stop()
             del self._entries[entry.request]
-            self._short_lived.discard(entry.request)
+            self._reports.forget(entry.request)
             self._gate.forget(entry.request)
 
     async def _watch_clocks(self) -> None:
@@ -326,6 +324,3 @@ class CredentialCache:
             if entry.idle(wall, monotonic):
                 self._drop(entry)
 
-
-def _fields(outcome: Fault) -> dict[str, object]:
-    return {"sts.code": outcome.code, "sts.fault": outcome.explanation}

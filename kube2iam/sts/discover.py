@@ -101,7 +101,7 @@ class _Identity:
                 logging.INFO if absent else logging.WARNING,
                 "the agent's own identity is taken for the node's: the metadata service %s",
                 "names no role of the node" if absent else "does not answer",
-                extra={"identity": identity[0], "reason": str(error)},
+                extra={"identity": identity[0], "error": str(error)},
             )
         return identity
 

@@ -82,9 +82,9 @@ TABLE = (
     Row(
         Kind.REFUSED,
         ("AccessDenied", "UnauthorizedOperation"),
-        "STS does not allow this role: it does not exist, its trust policy does not name the caller or wants another "
-        "external id, or the caller lacks sts:AssumeRole (with tags sts:TagSession, with a source identity "
-        "sts:SetSourceIdentity) on it",
+        "STS does not allow this role: it does not exist, its trust policy does not name the agent's role or wants "
+        "another external id, or the agent's role lacks sts:AssumeRole on it (with tags also sts:TagSession, with a "
+        "source identity sts:SetSourceIdentity)",
     ),
     Row(
         Kind.REFUSED,

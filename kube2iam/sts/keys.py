@@ -199,7 +199,7 @@ class OwnKeys:
             return
         self._trouble = trouble
         if trouble is not None:
-            said = {"sts.code": trouble.code, "sts.fault": trouble.explanation, "sts.kept": self._last is not None}
+            said = {"reason": trouble.code, "error": trouble.explanation, "sts.kept": self._last is not None}
             log.warning("the agent's own credentials cannot be loaded or renewed", extra=said)
         else:
             log.info("the agent's own credentials are loaded again")

@@ -29,7 +29,7 @@ async def until_it_works(
         except Exception as error:  # noqa: BLE001 - whatever it is, it is said and tried again
             reason = _PASSWORD.sub("//…@", f"{type(error).__name__}: {error}")
             if reason != said:
-                log.warning(trouble, extra={"reason": reason})
+                log.warning(trouble, extra={"error": reason})
                 heard(reason)
                 said = reason
         await asyncio.sleep(pause)

@@ -40,7 +40,7 @@ def test_a_denial_becomes_a_log_line_and_an_event(
     reports.decided(POD, Denial(Reason.ROLE_MALFORMED, "did you mean x"))
     assert recorder.told == [("Pod", "shop", "cart-1", "u1", "RoleMalformed", "did you mean x")]
     (line,) = caplog.records
-    assert (line.levelname, line.message, line.__dict__["why"]) == ("WARNING", "role denied", "did you mean x")
+    assert (line.levelname, line.message, line.__dict__["error"]) == ("WARNING", "role denied", "did you mean x")
 
 
 def test_a_namespaces_mistake_is_told_to_the_namespace_too(reports: Reports, recorder: Recorder) -> None:
@@ -49,8 +49,9 @@ def test_a_namespaces_mistake_is_told_to_the_namespace_too(reports: Reports, rec
 
 
 def test_what_sts_refuses_is_told_to_the_pod(reports: Reports, recorder: Recorder) -> None:
-    reports.refused(POD, Denial(Reason.STS_REFUSED, "AccessDenied: the trust policy"))
-    assert [told[4] for told in recorder.told] == ["StsRefused"]
+    reports.refused(POD, REQUEST.arn, Denial(Reason.STS_REFUSED, "AccessDenied: the trust policy"))
+    ((*_pod, reason, message),) = recorder.told
+    assert (reason, message) == ("StsRefused", f"STS refuses {REQUEST.arn}: AccessDenied: the trust policy")
 
 
 @pytest.mark.parametrize("decision", [Denial(Reason.NO_ROLE, "none"), Grant(POD, REQUEST, "pod annotation")])

@@ -85,6 +85,9 @@ class ScriptedCredentials:
     def peek(self, request: AssumeRoleRequest) -> Credentials | None:
         return credentials_of(request.arn.name) if self.warm else None
 
+    def serves(self, request: AssumeRoleRequest) -> bool:
+        return self.warm
+
     def start(self, request: AssumeRoleRequest) -> None:
         self.started.append(str(request.arn))
 

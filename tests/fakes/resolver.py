@@ -97,6 +97,9 @@ class ScriptedResolver:
                 if not error.denial.reason.passing or not await self._woken(deadline):
                     raise
 
+    def is_warm(self, grant: Grant) -> bool:
+        return self.warm(grant) is not None
+
     def warm(self, grant: Grant) -> Credentials | None:
         return self.warm_by_address.get(grant.pod.ips[0])
 

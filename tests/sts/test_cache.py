@@ -316,7 +316,9 @@ class TestErrors:
             sts.script = lambda _request: None
             await asyncio.sleep(15)
             assert cache.trouble is None
-        assert "STS cannot be used" in caplog.text
+        assert [(record.levelname, record.message) for record in caplog.records] == [
+            ("ERROR", "the agent's own credentials cannot be used")
+        ]
 
     @exact_time
     async def test_the_nodes_own_trouble_is_named_where_one_role_is_all_there_is(self) -> None:
@@ -622,6 +624,8 @@ class TestWhatOperatorsSee:
             await ask(cache)
             for _ask in range(3):
                 cache.peek(APP)
+            assert cache.serves(APP)
+            assert not cache.serves(request("never-asked"))
             assert cache.hits == {str(APP.arn): 3}
 
     @exact_time

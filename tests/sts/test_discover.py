@@ -108,7 +108,7 @@ async def test_one_that_stays_away_is_replaced_by_the_agents_identity_which_is_n
     assert "no base role ARN yet" in first.message
     assert "does not answer" in second.message
     assert vars(second)["identity"] == await node()
-    assert "0.75 s" in vars(second)["reason"]
+    assert "0.75 s" in vars(second)["error"]
 
 
 @exact_time
@@ -154,5 +154,5 @@ async def test_an_identity_that_is_no_role_is_said(caplog: pytest.LogCaptureFixt
         return f"arn:aws:iam::{ACCOUNT}:user/alice" if asked < 3 else await node()
 
     assert (await discover_default_role(Metadata(role=[ABSENT]), caller)).name == "workers"
-    (reason,) = [vars(record)["reason"] for record in caplog.records if "no default role yet" in record.message]
+    (reason,) = [vars(record)["error"] for record in caplog.records if "no default role yet" in record.message]
     assert f"arn:aws:iam::{ACCOUNT}:user/alice is no role" in reason

@@ -179,7 +179,7 @@ async def test_what_is_missing_or_fails_is_named(
         with pytest.raises(StsError, match=r"CredentialRetrievalError: .* cannot be loaded \(custom-process\)"):
             await source.fetch(APP, 5)
     (record,) = caplog.records
-    assert "custom-process" in vars(record)["sts.fault"]
+    assert "custom-process" in vars(record)["error"]
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/nonexistent/token")
     monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agent")
     async with opened() as source:

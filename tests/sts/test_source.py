@@ -223,7 +223,7 @@ async def test_without_a_region_it_says_so_and_asks_again(
 
     source = StsSource(discover_region=discover)
     await source.open()
-    assert [vars(record)["reason"] for record in caplog.records] == ["OSError: refused", "OSError: away"]
+    assert [vars(record)["error"] for record in caplog.records] == ["OSError: refused", "OSError: away"]
     assert source.trouble == "the STS client cannot be made yet: OSError: away"
     source.close()
 
@@ -348,7 +348,7 @@ class TestFaults:
         opening = asyncio.create_task(source.open())
         while not caplog.records:
             await asyncio.sleep(0.01)
-        assert "//…@not a url" in str(vars(caplog.records[0])["reason"])
+        assert "//…@not a url" in str(vars(caplog.records[0])["error"])
         assert "a-secret" not in source.trouble
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         await opening

@@ -331,14 +331,29 @@ class TestLog:
     async def test_a_refusal_is_one_line_until_it_changes(self, port: Port, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level("INFO", "kube2iam.imds")
         client = await port.connect()
-        for reason in (Reason.NO_ROLE, Reason.NAMESPACE_DENIED, Reason.NO_ROLE):
+        told = Reason.ROLE_MALFORMED, Reason.NAMESPACE_DENIED, Reason.ROLE_MALFORMED
+        for reason in told:
             port.resolver.deny(POD, reason)
             for _ in range(5):
                 await client.ask(request(LIST))
         codes = [getattr(record, "reason") for record in caplog.records]  # noqa: B009 - an extra field
-        assert codes == ["no-role", "namespace-denied"]
+        assert codes == ["role-malformed", "namespace-denied"]
         assert [record.getMessage() for record in caplog.records] == ["refused"] * 2
-        assert port.counted.denials == [Reason.NO_ROLE] * 5 + [Reason.NAMESPACE_DENIED] * 5 + [Reason.NO_ROLE] * 5
+        assert port.counted.denials == [reason for reason in told for _ in range(5)]
+
+    async def test_it_names_the_pod(self, port: Port, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level("INFO", "kube2iam.imds")
+        await port.ask(request(f"{LIST}other"))
+        (said,) = [vars(record) for record in caplog.records]
+        granted = port.resolver.grants[POD]
+        assert (said["pod.namespace"], said["pod.name"]) == (granted.pod.namespace, granted.pod.name)
+        assert (said["reason"], said["pod.iam.role"]) == ("other-role", str(granted.arn))
+
+    async def test_a_pod_without_a_role_is_no_news(self, port: Port, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level("INFO", "kube2iam.imds")
+        port.resolver.deny(POD, Reason.NO_ROLE)
+        assert (await port.ask(request(LIST))).status == 404
+        assert caplog.records == []
 
     async def test_strangers_do_not_fill_the_log(self, port: Port, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level("INFO")
