@@ -13,8 +13,9 @@ from kube2iam import __version__, checks
 from kube2iam._build import COMMIT
 from kube2iam.admin.health import announce
 from kube2iam.admin.server import AdminServer, answer
-from kube2iam.compose import Parts, mine
+from kube2iam.compose import Parts, keeps_redirect, mine
 from kube2iam.domain.arn import BaseArn
+from kube2iam.domain.index import EVERY
 from kube2iam.imds.listen import listen
 from kube2iam.imds.server import Server
 from kube2iam.kube.api import ClusterApi
@@ -24,6 +25,7 @@ from kube2iam.kube.recorder import EventRecorder
 from kube2iam.kube.reflector import Reflector
 from kube2iam.kube.stores import NamespaceStore, PodStore
 from kube2iam.redirect.backends import choose, others
+from kube2iam.redirect.coverage import Coverage
 from kube2iam.redirect.keeper import RedirectKeeper
 from kube2iam.redirect.routes import follow
 from kube2iam.redirect.rule import RedirectError, RedirectRule
@@ -93,8 +95,9 @@ class Agent:
         settings = self._settings
         try:
             ClusterApi.check(kubeconfig=settings.kubeconfig, api_server=settings.api_server)
-            if settings.iptables:
+            if keeps_redirect(settings):
                 self._parts.keeper = await self._keeper()
+                self._parts.coverage = self._coverage()
         except (ClusterConfigError, RedirectError) as error:
             raise SettingsError(str(error)) from None
 
@@ -152,6 +155,14 @@ class Agent:
             leftovers=others(backend),
         )
 
+    def _coverage(self) -> Coverage:
+        index, settings = self._parts.index, self._settings
+        return Coverage(
+            settings.host_interface,
+            lambda: (pod.ips for pod in index.pods()),
+            period=settings.redirect_check_period,
+        )
+
     async def _connect(self, closing: AsyncExitStack) -> ClusterApi:
         settings = self._settings
         try:
@@ -184,6 +195,9 @@ class Agent:
             yield "prefetch", parts.prefetch.run
         if parts.keeper is not None:
             yield "redirect", parts.keeper.run
+        if parts.coverage is not None:
+            closing.callback(parts.index.subscribe(EVERY, parts.coverage.changed))
+            yield "redirect coverage", parts.coverage.run
 
     def _mirror(self, cluster: ClusterApi, closing: AsyncExitStack) -> None:
         parts, settings = self._parts, self._settings

@@ -9,7 +9,7 @@ from kube2iam.admin.health import Check, Health, Page
 from kube2iam.admin.metrics import CONTENT_TYPE
 from kube2iam.admin.server import Pages
 from kube2iam.admin.store import store_page
-from kube2iam.compose import Parts
+from kube2iam.compose import Parts, keeps_redirect
 from kube2iam.domain.errors import Denial, Reason
 from kube2iam.domain.roles import Grant
 from kube2iam.imds.limits import PodLimits
@@ -37,6 +37,7 @@ def health_of(parts: Parts) -> Health:
             Check("credentials", lambda: _late_credentials(parts)),
             Check("sts-refused", lambda: _all_refused(parts)),
             Check("metadata", lambda: parts.instance.problem),
+            Check("redirect", lambda: parts.coverage.problem if parts.coverage else None),
         ],
     )
 
@@ -70,7 +71,12 @@ def add_gauges(parts: Parts, health: Health, limits: PodLimits) -> None:
     add(
         "redirect_present",
         "1 while the rule is in the kernel.",
-        lambda: {(): parts.keeper is not None and parts.keeper.present},
+        lambda: {(): parts.keeper.present} if parts.keeper else {},
+    )
+    add(
+        "redirect_unmatched_pods",
+        "Pods of this node that the rule does not match.",
+        lambda: {(): parts.coverage.unmatched} if parts.coverage else {},
     )
     add("pods", "Pods of this node that the agent serves.", lambda: {(): len(parts.index.pods())})
     add("cluster_silence_seconds", "Seconds since the API server said anything.", lambda: _silence(parts), "resource")
@@ -116,7 +122,7 @@ def _node_trouble(parts: Parts) -> str | None:
 
 
 def _redirect_trouble(parts: Parts) -> str | None:
-    if not parts.settings.iptables or (parts.keeper is not None and parts.keeper.present):
+    if not keeps_redirect(parts.settings) or (parts.keeper is not None and parts.keeper.present):
         return None
     return (parts.keeper and parts.keeper.last_error) or "the rule is not in the kernel yet"
 

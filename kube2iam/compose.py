@@ -24,7 +24,9 @@ from kube2iam.imds.keyfile import load_keys
 from kube2iam.imds.tokens import SessionTokens
 from kube2iam.imds.upstream import Upstream
 from kube2iam.kube.reflector import Reflector
+from kube2iam.redirect.coverage import Coverage
 from kube2iam.redirect.keeper import RedirectKeeper
+from kube2iam.redirect.none import NoneBackend
 from kube2iam.resolve import Resolver
 from kube2iam.settings import Settings
 from kube2iam.sts.cache import CredentialCache
@@ -73,7 +75,9 @@ class Parts:
         )
         self.instance = InstanceCheck(self.upstream.instance_id, host_ip=next(iter(settings.host_ip), ""))
         self.keeper: RedirectKeeper | None = None
-        """Set once the kernel's backend is chosen."""
+        """Set once the kernel's backend is chosen, if the agent keeps a rule there."""
+        self.coverage: Coverage | None = None
+        """Set together with it."""
         self.reflectors: list[Reflector[Any]] = []
         """Set once the API server's address is known."""
         self.listening = False
@@ -130,6 +134,11 @@ def _policy(settings: Settings) -> Policy:
         ),
         discovering=settings.auto_discover_base_arn or settings.auto_discover_default_role,
     )
+
+
+def keeps_redirect(settings: Settings) -> bool:
+    """Whether the redirect is the agent's business: where others do it, it is theirs to know if it is there."""
+    return settings.iptables and settings.redirect_backend != NoneBackend.name
 
 
 def mine(settings: Settings) -> Callable[[Pod], bool]:

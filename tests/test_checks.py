@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from kube2iam.checks import health_of
+from kube2iam.checks import add_gauges, health_of
 from kube2iam.compose import Parts
 from kube2iam.domain.errors import RefusedError
+from kube2iam.imds.limits import PodLimits
+from kube2iam.redirect.coverage import Coverage
+from kube2iam.redirect.routes import Route
 from kube2iam.settings import Settings
 from kube2iam.sts.errors import fault
 from kube2iam.sts.intermediate import IntermediateRole
@@ -35,4 +38,20 @@ async def test_trouble_with_the_intermediate_role_is_shown_before_any_pod_needs_
             await cache.get(hub, asyncio.get_running_loop().time() + 5)
         assert health.troubles()["node-credentials"].startswith(f"{code}: the intermediate role {hub.arn} cannot")
         assert f"[!]node-credentials degraded: {code}: " in health.readyz(verbose=True).body.decode()
+    await parts.upstream.aclose()
+
+
+async def test_pods_that_the_rule_leaves_out_degrade_the_agent_and_do_not_stop_it(settings: Settings) -> None:
+    def route(address: str) -> Route | None:
+        return Route("cali1", direct=True) if address == "10.0.0.1" else None
+
+    parts = Parts(settings)
+    health = health_of(parts)
+    add_gauges(parts, health, PodLimits())
+    parts.coverage = Coverage("docker0", lambda: [("10.0.0.1",)], period=1.0, route=route)
+    assert "redirect" not in health.troubles()
+    await parts.coverage.look()
+    assert "does not match cali1" in health.troubles()["redirect"]
+    assert "redirect" not in health.missing()
+    assert "kube2iam_redirect_unmatched_pods 1.0" in parts.metrics.render().decode()
     await parts.upstream.aclose()

@@ -55,11 +55,16 @@ def automatic(interfaces: Interfaces, pods: Collection[str], route: Callable[[st
     redirected from its first packet, not from the next check. An uplink counts as a pods' interface if a pod hangs
     directly on it (a bridge that the node's own network card belongs to).
     """
-    uplinks = {found.interface for address in _ANYWHERE if (found := route(address))}
-    if not uplinks:
+    outward = uplinks(route)
+    if not outward:
         return interfaces.without(())
     direct = {found.interface for address in pods if (found := route(address)) and found.direct}
-    return interfaces.without(uplinks - direct)
+    return interfaces.without(outward - direct)
+
+
+def uplinks(route: Callable[[str], Route | None]) -> set[str]:
+    """The interfaces that a default route leaves by."""
+    return {found.interface for address in _ANYWHERE if (found := route(address))}
 
 
 def families(rule: RedirectRule | None = None) -> tuple[Family, ...]:
