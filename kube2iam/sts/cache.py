@@ -323,4 +323,3 @@ class CredentialCache:
         for entry in unwanted:
             if entry.idle(wall, monotonic):
                 self._drop(entry)
-
