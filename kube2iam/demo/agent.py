@@ -34,7 +34,8 @@ class Agent:
         said: dict[str, str] = {}
         for line in self.child.lines:
             fields = _fields(line)
-            why = fields.get("why") or fields.get("role.source")
+            denied = fields.get("error") if fields.get("msg") == "role denied" else None
+            why = denied or fields.get("role.source")
             if why and "pod.name" in fields:
                 said[f"{fields.get('pod.namespace', '')}/{fields['pod.name']}"] = str(why)
         return said

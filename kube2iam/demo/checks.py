@@ -36,7 +36,7 @@ async def events_of(objects: Objects) -> Mapping[str, Raw]:
 
 
 async def all_checks(world: World) -> dict[str, bool]:
-    """Each check in words, and whether it held. Ends with the agent stopped."""
+    """Each check in words, and whether it held."""
     places = dict(zip((spec.full_name for spec in PODS), world.network.pods, strict=True))
     denied = {spec.full_name for spec in PODS if spec.refusal not in {"", "no-role"}}
     return {

@@ -97,6 +97,8 @@ def test_two_demos_at_once_are_both_right() -> None:
             assert all(told["checks"].values())
             assert [pod["pod"] for pod in told["pods"]] == [spec.full_name for spec in PODS]
             assert [pod["faults"] for pod in told["pods"]] == [[]] * 5
+            (typo,) = [pod for pod in told["pods"] if pod["pod"] == "shop/typo"]
+            assert "did you mean" in typo["why"]
 
 
 @pytest.mark.parametrize(
