@@ -236,12 +236,12 @@ ANNOTATION_PREFIX = pattern(
 ROLE = pattern(
     "role",
     "a role's name, path and name, or ARN (arn:aws:iam::<12-digit account>:role/[path/]<name>)",
-    rf"(?:{_ROLE_ARN}/(?:[!-~]*/)?|/?(?:[!-9;-~]*/)?)[\w+=,.@-]{{1,64}}",
+    rf"(?:{_ROLE_ARN}/(?:[!-~]{{1,510}}/)?|/?(?:[!-9;-~]{{1,510}}/)?)[\w+=,.@-]{{1,64}}",
 )
 ROLE_ARN = pattern(
     "arn",
     "a role's ARN, arn:aws:iam::<12-digit account>:role/[path/]<name>",
-    rf"{_ROLE_ARN}/(?:[!-~]*/)?[\w+=,.@-]{{1,64}}",
+    rf"{_ROLE_ARN}/(?:[!-~]{{1,510}}/)?[\w+=,.@-]{{1,64}}",
 )
 BASE_ARN = Kind("arn", "arn:aws:iam::<12-digit account>:role/[path/], where aws may be another partition", _base_arn)
 REGION = pattern(
