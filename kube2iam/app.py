@@ -257,7 +257,7 @@ class Agent:
             roles = sorted({str(request.arn) for request in missing})
             log.warning("ready without some roles' credentials", extra={"roles": ", ".join(roles)})
 
-    async def _shared_page(self, path: str, query: str) -> tuple[int, str, bytes]:
+    def _shared_page(self, path: str, query: str) -> tuple[int, str, bytes]:
         page = answer(self._pages, f"/{path}", query)
         return page.status, page.content_type, page.body
 

@@ -8,16 +8,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Protocol
 
 from kube2iam.domain.errors import Denial, Reason, RefusedError
 from kube2iam.domain.pod import Pod
-from kube2iam.domain.roles import Grant
 from kube2iam.imds import listen, replies
 from kube2iam.imds.connection import Connection
 from kube2iam.imds.front import FORWARDED_FOR, HOST, READ, TOKEN, Answer, Front, Head, Plan, Request, Route
 from kube2iam.imds.limits import PodLimits
 from kube2iam.imds.paths import BadTargetError, Kind, Target, parse
+from kube2iam.imds.refusals import Denials, Refusals, fields_of
 from kube2iam.imds.replies import Reply
 from kube2iam.imds.routes import ROUTES
 
@@ -31,12 +31,6 @@ _METHODS = frozenset((b"GET", b"HEAD", b"PUT", b"POST", b"DELETE", b"PATCH", b"O
 _REMEMBERED = frozenset(Kind) - {Kind.NOT_FOUND, Kind.ADMIN}
 _ANYONES = frozenset((Kind.ROOT, Kind.VERSION, Kind.NOT_FOUND))
 """What says nothing of a pod or of the node, so that nobody has to be known for it."""
-_LONGEST_REMEMBERED = 256
-_MOST_REMEMBERED = 4096
-_SAID_AGAIN = 60.0
-"""Seconds after which the same refusal of the same address is worth another line."""
-_STRANGERS_SAID = 20
-"""Lines in that time about addresses of no known pod, all together: there is no end of them."""
 _NAMES = (b"169.254.169.254", b"[fd00:ec2::254]", b"instance-data", b"instance-data.ec2.internal")
 _METADATA_HOSTS = frozenset(name + port for name in _NAMES for port in (b"", b":80"))
 _OVER_LIMIT = Denial(Reason.OVER_LIMIT, "more is being asked for than one pod's share of what costs something")
@@ -45,14 +39,11 @@ _HEALTH = replace(_ADMIN, handler="healthHandler")
 _CRASHED = Reply(500, closing=True)
 
 
-class Metrics(Protocol):
+class Metrics(Denials, Protocol):
     """What the pods' port counts. Labels are bounded whatever pods send."""
 
     def observer(self, handler: str, method: str, code: int) -> Callable[[float], None]:
         """What takes the seconds of one request; asked for once for each set of labels, then kept."""
-
-    def denied(self, reason: Reason) -> None:
-        """Someone was refused."""
 
     def without_token(self, namespace: str) -> None:
         """A pod of the namespace asked without a session token (IMDSv1)."""
@@ -61,7 +52,7 @@ class Metrics(Protocol):
 class Admin(Protocol):
     """The probes and the metrics, where they share the port."""
 
-    async def __call__(self, path: str, query: str) -> tuple[int, str, bytes]:
+    def __call__(self, path: str, query: str) -> tuple[int, str, bytes]:
         """Status, content type and body for `healthz`, `metrics` and so on."""
 
 
@@ -77,9 +68,7 @@ class Dispatch:
         self._admin = admin
         self._hop_limit = hop_limit
         self._observers: dict[tuple[str, str, int], Callable[[float], None]] = {}
-        self._said: dict[tuple[str, Denial], float] = {}
-        self._strangers_said = 0
-        self._strangers_until = 0.0
+        self._refusals = Refusals(metrics, front.resolver.decide)
 
     def handle(self, request: Request, connection: Connection) -> Answer:
         """The reply, or a coroutine that `settle` must see the end of. Does not raise."""
@@ -87,18 +76,18 @@ class Dispatch:
         try:
             answer = self._answer(request, connection)
         except RefusedError as error:
-            answer = self._refuse(request, error.denial)
+            answer = self._refusals.reply(request, error.denial)
         except BadTargetError:
             answer = replies.closing(400)
         except Exception:
-            log.exception("a request was not answered", extra=_fields(request))
+            log.exception("a request was not answered", extra=fields_of(request))
             answer = _CRASHED
         if not isinstance(answer, Reply):
             request.stranger = isinstance(request.owner, Denial)
             if self._limits.hold(request.address, stranger=request.stranger):
                 return answer
             answer.close()
-            answer = self._refuse(request, _OVER_LIMIT)
+            answer = self._refusals.reply(request, _OVER_LIMIT)
         self._observe(request, answer)
         return answer
 
@@ -111,9 +100,9 @@ class Dispatch:
         if error is None:
             reply = task.result()
         elif isinstance(error, RefusedError):
-            reply = self._refuse(request, error.denial)
+            reply = self._refusals.reply(request, error.denial)
         else:
-            log.error("a request was not answered", exc_info=error, extra=_fields(request))
+            log.error("a request was not answered", exc_info=error, extra=fields_of(request))
             reply = _CRASHED
         self._observe(request, reply)
         return reply
@@ -179,7 +168,7 @@ class Dispatch:
         return answer if isinstance(answer, Reply) else await answer
 
     def _check_token(self, request: Request, token: bytes | None) -> Reply | None:
-        """The refusal of a request whose session token is bad, or lacks where it is required."""
+        """The refusal of a request whose session token is bad, or is missing where one is required."""
         owner = request.owner if isinstance(request.owner, Pod) else None
         if token is not None:
             if FORWARDED_FOR in request.headers:
@@ -196,46 +185,18 @@ class Dispatch:
         return self._front.require_token if said is None else said != "optional"
 
     def _admit(self, request: Request, target: Target, connection: Connection) -> Answer:
-        """Answer an admin path to who asks by an address of the node's own, and never through the redirect."""
+        """Answer an admin path to who asks by an address of the node's own, and never through the redirect.
+
+        What it costs counts as the asker's, unless that is the node: probes wait for nobody's share.
+        """
         plan_at_metadata = request.plan is not None and request.plan.at_metadata and HOST in request.headers
         if self._admin is None or plan_at_metadata or listen.redirected(connection.transport.get_extra_info("socket")):
             return replies.empty(404)
         if request.method not in READ:
             return replies.method_not_allowed("GET, HEAD")
-        return _page(self._admin, target)
-
-    def _refuse(self, request: Request, denial: Denial) -> Reply:
-        self._metrics.denied(denial.reason)
-        now = perf_counter()
-        if now >= self._said.get((request.address, denial), now) and self._worth_a_line(request, now):
-            self._say(request, denial)
-            self._said[request.address, denial] = now + _SAID_AGAIN
-        return replies.denied(denial.reason)
-
-    def _worth_a_line(self, request: Request, now: float) -> bool:
-        """Whether it is a pod's request, or one of the first by a stranger for a while."""
-        if isinstance(request.owner, Pod):
-            return True
-        if now >= self._strangers_until:
-            self._strangers_said, self._strangers_until = 0, now + _SAID_AGAIN
-        self._strangers_said += 1
-        return self._strangers_said <= _STRANGERS_SAID
-
-    def _say(self, request: Request, denial: Denial) -> None:
-        if len(self._said) >= _MOST_REMEMBERED:
-            del self._said[next(iter(self._said))]
-        level = logging.DEBUG if denial.reason is Reason.NO_ROLE else logging.INFO  # most pods are to have none
-        said = {"reason": denial.reason.code, "error": denial.explanation} | self._who(request)
-        log.log(level, "refused", extra=_fields(request) | said)
-
-    def _who(self, request: Request) -> dict[str, str]:
-        """The pod that asks, and its role if it has one."""
-        pod = request.owner
-        if not isinstance(pod, Pod):
-            return {}
-        decision = self._front.resolver.decide(pod)
-        role = {"pod.iam.role": str(decision.arn)} if isinstance(decision, Grant) else {}
-        return {"pod.namespace": pod.namespace, "pod.name": pod.name, "ns.name": pod.namespace} | role
+        owner = self._front.pods.find(request.address)
+        by_node = isinstance(owner, Denial) and owner.reason is Reason.NODE_ADDRESS
+        return _page(self._admin, target) if by_node else _costly_page(self._admin, target)
 
     def _observe(self, request: Request, reply: Reply) -> None:
         seconds = perf_counter() - request.started
@@ -248,7 +209,7 @@ class Dispatch:
                 plan.observers[reply.status] = observe
         observe(seconds)
         if log.isEnabledFor(logging.DEBUG):
-            fields = _fields(request) | {"res.status": reply.status, "res.duration": seconds * 1000}
+            fields = fields_of(request) | {"res.status": reply.status, "res.duration": seconds * 1000}
             log.debug("answered", extra=fields)
 
     def _observer(self, handler: str, method: str, status: int) -> Callable[[float], None]:
@@ -259,12 +220,10 @@ class Dispatch:
         return known
 
 
-async def _page(admin: Admin, target: Target) -> Reply:
-    status, content_type, body = await admin(target.path, target.query)
+def _page(admin: Admin, target: Target) -> Reply:
+    status, content_type, body = admin(target.path, target.query)
     return Reply(status, body, content_type=content_type)
 
 
-def _fields(request: Request) -> dict[str, Any]:
-    """A request's log fields, by the names of Go kube2iam."""
-    path = request.head.target[:_LONGEST_REMEMBERED].decode("latin-1")
-    return {"req.method": request.method.decode("latin-1"), "req.path": path, "req.remote": request.address}
+async def _costly_page(admin: Admin, target: Target) -> Reply:
+    return _page(admin, target)

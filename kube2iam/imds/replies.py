@@ -112,7 +112,7 @@ def closing(status: int) -> Reply:
 
 @cache
 def method_not_allowed(allow: str) -> Reply:
-    """405 that names the methods which are."""
+    """405 that names the methods that are allowed."""
     return Reply(405, headers={"Allow": allow})
 
 

@@ -409,7 +409,7 @@ class TestWhoAsks:
         assert (await port.ask(request(LIST, f"{name}: {OTHER}"))).body == b"app"
 
 
-async def page(path: str, query: str) -> tuple[int, str, bytes]:
+def page(path: str, query: str) -> tuple[int, str, bytes]:
     return 200, "application/json", f"{path}?{query}".encode()
 
 
@@ -421,6 +421,15 @@ class TestAdminOnTheSamePort:
             assert (answer.status, answer.body) == (200, b"healthz?verbose")
             assert answer.headers["content-type"] == "application/json"
             assert (await port.ask(raw.replace(b"GET", b"POST"))).status == 405
+
+    async def test_the_nodes_probes_wait_for_nobodys_share(self) -> None:
+        async with scripted_port(admin=page, max_held=1, hold=5.0) as port:
+            (await port.connect(STRANGER)).send(request(LIST))
+            await until(lambda: port.server.limits.held == 1)
+            raw = f"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1:{port.number}\r\n\r\n".encode()
+            assert (await port.ask(raw, "127.0.0.5")).status == 503, "a pod's does"
+            port.resolver.deny("127.0.0.5", Reason.NODE_ADDRESS)
+            assert (await port.ask(raw, "127.0.0.5")).status == 200
 
     async def test_never_by_the_metadata_address(self) -> None:
         async with scripted_port(admin=page) as port:
