@@ -88,16 +88,11 @@ def add_gauges(parts: Parts, health: Health, limits: PodLimits) -> None:
     add("credentials_refused", "Sessions in use that STS refuses.", lambda: {(): len(_refused(parts))})
     add("credentials_shortest_life_seconds", "Life of the session in use that ends first.", lambda: _shortest(parts))
     add("would_deny_pods", "Pods that namespace restrictions would deny.", lambda: _would_deny(parts), "namespace")
-    add("iam_cache_hits_total", "Credentials answered from the cache.", lambda: _hits(parts), "role_arn")
 
 
 def _troubles(health: Health) -> dict[tuple[str, ...], float]:
     troubles = health.troubles()
     return {(name,): name in troubles for name in health.causes}
-
-
-def _hits(parts: Parts) -> dict[tuple[str, ...], float]:
-    return {(role,): count for role, count in parts.cache.hits.items()}
 
 
 def _silence(parts: Parts) -> dict[tuple[str, ...], float]:
@@ -162,6 +157,6 @@ def _shortest(parts: Parts) -> dict[tuple[str, ...], float]:
 
 
 def _would_deny(parts: Parts) -> dict[tuple[str, ...], float]:
-    decisions = ((pod.namespace, parts.resolver.decided(pod)) for pod in parts.index.pods())
+    decisions = ((pod.namespace, parts.resolver.known_decision(pod)) for pod in parts.index.pods())
     denied = [name for name, decision in decisions if isinstance(decision, Grant) and decision.would_deny]
     return {(namespace,): count for namespace, count in Counter(denied).items()}

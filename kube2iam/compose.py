@@ -31,18 +31,13 @@ from kube2iam.resolve import Resolver
 from kube2iam.settings import Settings
 from kube2iam.sts.cache import CredentialCache
 from kube2iam.sts.discover import discover_region
+from kube2iam.sts.errors import CHAINED
 from kube2iam.sts.intermediate import IntermediateRole
 from kube2iam.sts.prefetch import Prefetch
 from kube2iam.sts.source import StsSource
 
 _LONGEST_HOLD = 0.8
 """Seconds: every client cuts a request at one."""
-
-_CHAINED = 3600
-"""Seconds that the session of an intermediate role lasts: the most for a role that is assumed by a role.
-
-https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles.html#iam-term-role-chaining
-"""
 
 
 class Parts:
@@ -93,7 +88,7 @@ class Parts:
         self.sources.append(source)
         if settings.assume_role_arn:
             name = expand("{node}", {"node": settings.node_or_host})
-            request = AssumeRoleRequest(RoleArn.parse(settings.assume_role_arn), name, _CHAINED)
+            request = AssumeRoleRequest(RoleArn.parse(settings.assume_role_arn), name, CHAINED)
             intermediate = IntermediateRole(CredentialCache(source, meter=meter), request)
             source = make_source(signer=intermediate)
             self.sources.insert(0, source)

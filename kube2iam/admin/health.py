@@ -49,7 +49,7 @@ class Health:
     @property
     def ready(self) -> bool:
         """Whether nothing stands against serving pods."""
-        return not self.stopping and all(check.problem() is None for check in self._ready)
+        return not self.missing()
 
     def troubles(self) -> dict[str, str]:
         """The degradations that there are, by name."""

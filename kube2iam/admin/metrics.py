@@ -136,6 +136,7 @@ class Metrics:
         self._sts = self._histogram("iam_request_duration_seconds", "Requests to STS.", "code", "role_arn")
         for code in ("Success", "UnknownError"):
             self._sts.labels(code, "")
+        self._hits = self._counter("iam_cache_hits_total", "Credentials answered from the cache.", "role_arn")
         self._duplicates = self._counter("iam_k8s_dup_req_count", "Addresses that several pods claimed.").labels()
         self._resolved = self._counter(
             "iam_k8s_dup_req_success_count", "Of these, the ones that the API server told apart."
@@ -201,6 +202,10 @@ class Metrics:
     def fetched(self, role: str, code: str, seconds: float) -> None:
         """A call to STS has ended."""
         self._sts.labels(code, role).observe(seconds)
+
+    def hit(self, role: str) -> Callable[[], None]:
+        """What counts each answer from the cache."""
+        return self._hits.labels(role).inc
 
     # For the cluster side
 

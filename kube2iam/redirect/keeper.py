@@ -55,11 +55,6 @@ class RedirectKeeper:
         """The backend's name, for people."""
         return self._backend.name
 
-    @property
-    def rule(self) -> RedirectRule | None:
-        """What is kept, None before the first success; for people."""
-        return self._kept
-
     async def run(self) -> None:
         """Ensure the rule for ever, a period apart."""
         while True:

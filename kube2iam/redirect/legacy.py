@@ -72,11 +72,6 @@ def in_use() -> bool:
     return False
 
 
-def tables_exist() -> bool:
-    """Whether the kernel has legacy tables in this network namespace at all."""
-    return any(_existing())
-
-
 def _ensure(rule: RedirectRule) -> str:
     mended = []
     existing = set(_existing())

@@ -4,15 +4,15 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from kube2iam.domain.errors import Denial, Reason, RefusedError, refused
 from kube2iam.domain.roles import AssumeRoleRequest, Credentials
 from kube2iam.sts.durations import Durations
-from kube2iam.sts.entry import NEVER, Entry, EntryState, Hits, state
+from kube2iam.sts.entry import NEVER, Entry, EntryState, state
 from kube2iam.sts.errors import Fault
-from kube2iam.sts.flight import CredentialSource, Flights, StsMeter
+from kube2iam.sts.flight import CredentialSource, Flights, StsMeter, Unmetered
 from kube2iam.sts.freshness import Session
 from kube2iam.sts.gate import Gate
 from kube2iam.sts.memory import remembered
@@ -23,8 +23,6 @@ log = logging.getLogger(__name__)
 
 WATCH = 30.0
 """Seconds between two looks at the clocks."""
-MOST_ROLES = 1000
-"""Roles whose answers are counted each by itself: there is no end of roles that annotations can name."""
 JUMP = 2.0
 """Seconds that the clocks may drift apart between two looks before it counts as a jump."""
 
@@ -55,18 +53,18 @@ class CredentialCache:
         self._clock = clock
         self._monotonic = monotonic
         self._spread = spread
-        self._gate = Gate(monotonic=monotonic, spread=spread)
+        self._meter = meter or Unmetered()
+        self._gate = Gate(sessions=lambda: len(self._entries), monotonic=monotonic, spread=spread)
         self._flights = Flights(
             source,
             self._gate,
             Durations(chained=chained, monotonic=monotonic),
             heed=self._heed,
-            meter=meter,
+            meter=self._meter,
             monotonic=monotonic,
             spread=spread,
         )
         self._entries: dict[AssumeRoleRequest, Entry] = {}
-        self._hits: dict[str, Hits] = {}
         self._reports = StsReports()
         self._settled = asyncio.Event()
         self.ready = asyncio.Event()
@@ -81,7 +79,7 @@ class CredentialCache:
         if not entry.serves(self._clock(), now):
             return None
         entry.asked = now
-        entry.hits.count += 1
+        entry.hit()
         return entry.session.credentials
 
     def serves(self, request: AssumeRoleRequest) -> bool:
@@ -161,10 +159,10 @@ class CredentialCache:
         """What keeps the whole node from obtaining credentials, if anything does: nothing was answered since."""
         return self._gate.trouble.denial if self._gate.trouble else None
 
-    @property
-    def hits(self) -> Mapping[str, int]:
-        """Answers from the cache by role ARN; they only grow."""
-        return {role: hits.count for role, hits in self._hits.items()}
+    def fault(self, request: AssumeRoleRequest) -> Fault | None:
+        """What the last flight for `request` met, until one succeeds."""
+        entry = self._entries.get(request)
+        return entry.fault if entry is not None else None
 
     def entries(self) -> list[EntryState]:
         """All requests, as values without secrets."""
@@ -186,11 +184,7 @@ class CredentialCache:
     def _entry(self, request: AssumeRoleRequest) -> Entry:
         entry = self._entries.get(request)
         if entry is None:
-            role = str(request.arn)
-            known = role in self._hits or len(self._hits) < MOST_ROLES
-            hits = self._hits.setdefault(role if known else "other", Hits())
-            entry = self._entries[request] = Entry(request, hits)
-            self._gate.spacing = min(1.0, 200 / len(self._entries))
+            entry = self._entries[request] = Entry(request, self._meter.hit(str(request.arn)))
         return entry
 
     def _serves(self, entry: Entry) -> bool:

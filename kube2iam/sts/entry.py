@@ -1,6 +1,7 @@
 """All that the cache knows of one request, and the rules about it that need no I/O."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kube2iam.domain.errors import Denial
@@ -22,19 +23,13 @@ CALM_ABOVE, URGENT_BELOW = PROMISED + 60.0, 600.0
 NEVER = float("-inf")
 
 
-@dataclass(slots=True)
-class Hits:
-    """Answers from the cache for one role; only grows."""
-
-    count: int = 0
-
-
 @dataclass(slots=True, eq=False)
 class Entry:
     """One request. Times are monotonic seconds, but for `until_wall`."""
 
     request: AssumeRoleRequest
-    hits: Hits
+    hit: Callable[[], None]
+    """Counts an answer from the cache."""
     session: Session | None = None
     until_wall: float = NEVER
     until_monotonic: float = NEVER
@@ -123,14 +118,8 @@ class EntryState:
     """A live pod may use it."""
     expiration: int | None
     """Seconds since the epoch; None without a session that serves."""
-    keeps_promise: bool
-    """Its sessions are long enough for the 25 minutes that SDKs want."""
-    failures: int
-    """Flights that failed in a row."""
     denial: Denial | None
     """The last failure, until a call succeeds."""
-    pending: bool
-    """A call is out or waits for its turn."""
 
 
 def state(entry: Entry, wall: float, monotonic: float) -> EntryState:
@@ -140,8 +129,5 @@ def state(entry: Entry, wall: float, monotonic: float) -> EntryState:
         request=entry.request,
         wanted=entry.wanted,
         expiration=session.credentials.expiration if session else None,
-        keeps_promise=entry.session is None or entry.session.keeps_promise,
-        failures=entry.failures,
         denial=entry.fault.denial if entry.fault else None,
-        pending=entry.turn is not None,
     )

@@ -37,12 +37,19 @@ class StsMeter(Protocol):
     def fetched(self, role: str, code: str, seconds: float) -> None:
         """One call for the role's ARN ended: `Success`, or the fault's code."""
 
+    def hit(self, role: str) -> Callable[[], None]:
+        """What counts each answer from the cache for the role's ARN; asked for once, then kept."""
+
 
 class Unmetered:
     """Counts nothing."""
 
     def fetched(self, role: str, code: str, seconds: float) -> None:
         """Ignore it."""
+
+    def hit(self, role: str) -> Callable[[], None]:  # noqa: ARG002 - as above
+        """Ignore them."""
+        return lambda: None
 
 
 class Flights:
@@ -55,7 +62,7 @@ class Flights:
         durations: Durations,
         *,
         heed: Callable[[Change], None],
-        meter: StsMeter | None = None,
+        meter: StsMeter,
         monotonic: Callable[[], float] = time.monotonic,
         spread: Callable[[], float] = random.random,
     ) -> None:
@@ -63,7 +70,7 @@ class Flights:
         self._gate = gate
         self._durations = durations
         self._heed = heed
-        self._meter = meter or Unmetered()
+        self._meter = meter
         self._monotonic = monotonic
         self._spread = spread
 

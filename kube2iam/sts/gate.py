@@ -17,6 +17,8 @@ LONG_CALLS = CALLS // 2
 """Of these, calls that may take longer than `SHORT` seconds."""
 LONG = 5.0
 """Seconds that a call may take."""
+LONGEST_SPACING, SPACED = 1.0, 200.0
+"""Seconds between two refreshes that are in no hurry, and those in which all sessions have one, if they are many."""
 HURRIED = 5
 """Refreshes of sessions that pass the promised life go this many times as fast as others."""
 SHORT = 1.0
@@ -29,10 +31,13 @@ class Gate:
     def __init__(
         self,
         *,
+        sessions: Callable[[], int] = lambda: 1,
         monotonic: Callable[[], float] = time.monotonic,
         spread: Callable[[], float] = random.random,
         rate: Rate | None = None,
     ) -> None:
+        """`sessions` says how many there are to be kept fresh."""
+        self._sessions = sessions
         self._monotonic = monotonic
         self._spread = spread
         self._rate = rate or Rate()
@@ -42,8 +47,6 @@ class Gate:
         self._opened = False
         self._next_refresh = {True: 0.0, False: 0.0}
         self._timer: asyncio.TimerHandle | None = None
-        self.spacing = 1.0
-        """Seconds between two refreshes that are in no hurry; a `HURRIED` part of it between those that are."""
 
     @property
     def in_flight(self) -> int:
@@ -204,7 +207,8 @@ class Gate:
         self._lanes[turn.priority].remove(turn)
         if turn.priority is Priority.REFRESH:
             calm = now < turn.calm_until
-            self._next_refresh[calm] = now + self.spacing / (1 if calm else HURRIED)
+            spacing = min(LONGEST_SPACING, SPACED / max(1, self._sessions()))
+            self._next_refresh[calm] = now + spacing / (1 if calm else HURRIED)
         turn.since = now
         turn.patience = LONG if self._long_calls() < LONG_CALLS else SHORT
         self._calls.add(turn)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from kube2iam.domain.errors import Denial, Reason, RefusedError
+from kube2iam.domain.errors import Denial, RefusedError
 from kube2iam.domain.roles import AssumeRoleRequest
 from kube2iam.sts.cache import CredentialCache
 from kube2iam.sts.errors import TIMEOUT, Fault, Kind, StsError, fault
@@ -39,8 +39,8 @@ class IntermediateRole:
     @property
     def trouble(self) -> Denial | None:
         """Why the role cannot be assumed, if it could not be the last time; its session may still be good."""
-        found = next((entry.denial for entry in self._cache.entries() if entry.denial), None)
-        return found and self._fault(found).denial
+        found = self._cache.fault(self._request)
+        return self._of_the_node(found).denial if found else None
 
     async def run(self) -> None:
         """Keep the role's session fresh for ever."""
@@ -51,8 +51,9 @@ class IntermediateRole:
         """The session's keys; waits for the first ones."""
         try:
             session = await self._cache.get(self._request, asyncio.get_running_loop().time() + _HOLD)
-        except RefusedError as error:
-            raise StsError(self._fault(error.denial)) from None
+        except RefusedError:
+            known = self._cache.fault(self._request) or fault(TIMEOUT)
+            raise StsError(self._of_the_node(known)) from None
         return Keys(session.access_key_id, session.secret_access_key, session.token)
 
     def distrust(self, keys: Keys) -> bool:
@@ -72,9 +73,7 @@ class IntermediateRole:
         )
         return replace(refused, explanation=says)
 
-    def _fault(self, denial: Denial) -> Fault:
-        """`denial` of this role's session, as the node's trouble."""
-        code, _colon, says = denial.explanation.partition(": ")
-        if denial.reason is Reason.STS_PENDING:
-            code, says = TIMEOUT, fault(TIMEOUT).explanation
-        return Fault(Kind.NODE, code, f"the intermediate role {self._request.arn} cannot be assumed: {says}")
+    def _of_the_node(self, known: Fault) -> Fault:
+        """A fault of this role's session is the node's trouble, whatever the pod's role."""
+        says = f"the intermediate role {self._request.arn} cannot be assumed: {known.explanation}"
+        return Fault(Kind.NODE, known.code, says)

@@ -31,7 +31,7 @@ class Lengths:
         Never longer than `wanted`; longer than `allowed` only while that teaches something. The halving is over whole
         minutes, so it ends after ten of them.
         """
-        if wanted <= self.allowed or wanted < self.refused:
+        if wanted < self.refused:
             return wanted
         low, high = self.allowed // STEP, -(-self.refused // STEP)
         return (low + high) // 2 * STEP if high - low > 1 else self.allowed

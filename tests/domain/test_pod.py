@@ -61,7 +61,6 @@ def test_an_empty_annotation_is_not_an_absent_one() -> None:
 
 
 ENDED = {"state": {"terminated": {"exitCode": 0}}}
-RUNNING: dict[str, Any] = {"state": {"running": {}}}
 
 
 @pytest.mark.parametrize(

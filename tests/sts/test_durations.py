@@ -12,6 +12,7 @@ from kube2iam.domain.roles import AssumeRoleRequest
 from kube2iam.sts.cache import CredentialCache
 from kube2iam.sts.durations import LEASE, LOOK_AGAIN, MOST_ROLES, Durations
 from kube2iam.sts.errors import CHAINED, Fault, fault
+from kube2iam.sts.flight import Unmetered
 from tests.fakes.exact_time import exact_time
 from tests.fakes.sts import EPOCH, ScriptedSts, request, requests, running
 
@@ -230,7 +231,7 @@ def allowing(longest: int, message: str = TOO_LONG) -> Answers:
 
 
 @dataclass
-class Meter:
+class Meter(Unmetered):
     """Counts calls by what came of them."""
 
     codes: Counter[str] = field(default_factory=Counter)
