@@ -171,6 +171,19 @@ def test_what_may_be_said(field: str, text: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "beginning"), [("assume_role_arn", "arn:aws:iam::123456789012:role/"), ("default_role", "")]
+)
+def test_a_roles_path_has_a_length(field: str, beginning: str) -> None:
+    for length in (510, 511):
+        given = {field: [f"{beginning}{'p' * length}/app"], "base_role_arn": ["arn:aws:iam::123456789012:role/"]}
+        if length == 510:
+            assert Settings.from_texts(given, {})
+        else:
+            with pytest.raises(SettingsError, match="--" + field.replace("_", "-")):
+                Settings.from_texts(given, {})
+
+
+@pytest.mark.parametrize(
     ("field", "text"),
     [
         ("api_server", "10.0.0.1:8080"),
@@ -207,9 +220,7 @@ def test_what_may_be_said(field: str, text: str, value: object) -> None:
         ("region", "EU"),
         ("region", "aws-global"),
         ("region", "eu-west-1a"),
-        ("assume_role_arn", f"arn:aws:iam::123456789012:role/{'p' * 511}/hub"),
         ("assume_role_arn", "arn:aws:iam::123456789012:role//hub"),
-        ("default_role", f"{'p' * 511}/app"),
         ("region", "aws-us-gov-global"),
         ("assume_role_arn", "hub"),
         ("cluster_name", "aws:prod"),
