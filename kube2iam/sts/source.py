@@ -1,4 +1,4 @@
-"""AssumeRole through the AWS SDK, in a bounded number of threads. The only module that imports it, and late.
+"""AssumeRole through the AWS SDK, in a bounded number of threads. The agent imports it here alone, and late.
 
 Endpoints, proxies, certificates and the chain of the agent's own credentials follow the SDK's standard settings:
 https://docs.aws.amazon.com/sdkref/latest/guide/settings-reference.html
@@ -10,15 +10,12 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC
-from email.utils import parsedate_to_datetime
-from http import HTTPStatus
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from kube2iam.domain.roles import AssumeRoleRequest, Credentials
 from kube2iam.flags import REGION
-from kube2iam.sts.errors import TIMEOUT, Fault, Kind, StsError, fault
+from kube2iam.sts.answers import credentials, fault_of, fault_of_chain, host, keep_status, parameters
+from kube2iam.sts.errors import TIMEOUT, Kind, StsError, fault
 from kube2iam.sts.gate import CALLS, LONG, SHORT
 from kube2iam.sts.hangup import Call, under_control
 from kube2iam.sts.keys import Keys, OwnKeys, Provider, Signer
@@ -34,10 +31,6 @@ _THREADS = 2
 """Threads for each call that may be out: nobody can hang up on a name look-up, which may outlast its call."""
 _KEYS_WITHIN = 0.9
 """Of the time for a call, the part in which its keys must be there."""
-_LONGEST = 32_768
-"""Characters of a key or token: the document that pods get stays below the 64 KiB that clients read."""
-_SKEW = 900.0
-"""Seconds by which AWS's clock may differ from ours and still be believed."""
 _METADATA = "169.254.169.254,[fd00:ec2::254]"
 """The metadata service's addresses, as NO_PROXY names them."""
 
@@ -90,31 +83,29 @@ class StsSource:
         named = _region(os.environ.get("AWS_REGION")) or _region(known)
         region = self._region or named or await self._discover_region()
         await loop.run_in_executor(self._threads, self._make_client, region)
-        log.info("STS client made", extra={"sts.region": region, "sts.endpoint": _host(self.endpoint)})
+        log.info("STS client made", extra={"sts.region": region, "sts.endpoint": host(self.endpoint)})
 
     async def fetch(self, request: AssumeRoleRequest, patience: float) -> Credentials:
         """A new session, within `patience` seconds; raises StsError."""
-        try:
-            async with asyncio.timeout(patience):
-                return await self._signed(lambda: self._assume(request), patience)
-        except TimeoutError:
-            raise StsError(fault(TIMEOUT, detail=_host(self.endpoint))) from None
+        return await self._within(patience, lambda: self._assume(request))
 
     async def caller(self) -> str:
         """The ARN of whoever the calls are signed by; raises StsError."""
-        try:
-            async with asyncio.timeout(LONG):
-                return await self._signed(
-                    lambda: self._guarded(lambda: str(self._client.get_caller_identity()["Arn"])), LONG
-                )
-        except TimeoutError:
-            raise StsError(fault(TIMEOUT, detail=_host(self.endpoint))) from None
+        return await self._within(LONG, lambda: self._guarded(lambda: str(self._client.get_caller_identity()["Arn"])))
 
     def close(self) -> None:
         """Wait for nothing that is out; keep nothing open."""
         if self._client:
             self._client.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _within(self, seconds: float, call: Callable[[], T]) -> T:
+        """`call`, signed; Timeout when it takes longer."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._signed(call, seconds)
+        except TimeoutError:
+            raise StsError(fault(TIMEOUT, detail=host(self.endpoint))) from None
 
     async def _signed(self, call: Callable[[], T], seconds: float) -> T:
         """`call` in a thread, signed with the present keys; once more if AWS refuses these and there are others."""
@@ -180,7 +171,7 @@ class StsSource:
         pools = client._endpoint.http_session._pool_classes_by_scheme  # noqa: SLF001 - there is no other way to them
         for scheme, pool in pools.items():
             pools[scheme] = type(pool.__name__, (pool,), {"ConnectionCls": under_control(pool.ConnectionCls)})
-        client.meta.events.register("before-parse.sts", _keep_status)
+        client.meta.events.register("before-parse.sts", keep_status)
         self._client = client
 
     def _find_keys(self) -> Provider:
@@ -200,18 +191,18 @@ class StsSource:
 
     def _assume(self, request: AssumeRoleRequest) -> Credentials:
         asked = self._clock()
-        answer = self._guarded(lambda: self._client.assume_role(**_parameters(request)))
+        answer = self._guarded(lambda: self._client.assume_role(**parameters(request)))
         try:
-            return _credentials(answer, asked)
+            return credentials(answer, asked)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StsError(fault("MalformedResponse", detail=_host(self.endpoint))) from error
+            raise StsError(fault("MalformedResponse", detail=host(self.endpoint))) from error
 
     def _guarded(self, call: Callable[[], T]) -> T:
-        """`call`, with whatever the SDK raises turned into a StsError."""
+        """`call`, with whatever the SDK raises turned into an StsError."""
         try:
             return call()
         except Exception as error:
-            raise StsError(_fault(error, _host(self.endpoint))) from error
+            raise StsError(fault_of(error, host(self.endpoint))) from error
 
 
 class _Signing:
@@ -231,17 +222,11 @@ class _Signing:
 
 
 def _own(load: Callable[[], Any]) -> Any:
-    """`load`, with whatever the SDK raises turned into a StsError about the agent's own credentials."""
+    """`load`, with whatever the SDK raises turned into an StsError about the agent's own credentials."""
     try:
         return load()
     except Exception as error:
-        code = getattr(error, "response", {}).get("Error", {}).get("Code", "") or type(error).__name__
-        # Its text is never shown: it may hold what a program printed.
-        where = getattr(error, "filename", None) or getattr(error, "kwargs", {}).get("provider", "")
-        known = fault(code, detail=where)
-        if known.kind is not Kind.NODE:
-            known = fault("CredentialRetrievalError", detail=f"{code}, {where}" if where else code)
-        raise StsError(known) from error
+        raise StsError(fault_of_chain(error)) from error
 
 
 def _region(name: str | None) -> str:
@@ -260,75 +245,3 @@ def _ask_metadata_directly() -> None:
     others = os.environ.get(name, "")
     if others != "*" and _METADATA not in others:
         os.environ[name] = f"{others},{_METADATA}" if others else _METADATA
-
-
-def _keep_status(response_dict: dict[str, Any], **_rest: object) -> None:
-    """Leave the status of an answer that is no XML: the SDK's parser would stumble over it and tell nothing else."""
-    if response_dict["status_code"] >= HTTPStatus.MULTIPLE_CHOICES and b"<Error" not in response_dict["body"]:
-        response_dict["body"] = b"<Error/>"
-
-
-def _parameters(request: AssumeRoleRequest) -> dict[str, Any]:
-    """https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRole.html#API_AssumeRole_RequestParameters."""
-    parameters = {
-        "RoleArn": str(request.arn),
-        "RoleSessionName": request.session_name,
-        "DurationSeconds": request.duration,
-        "ExternalId": request.external_id,
-        "SourceIdentity": request.source_identity,
-        "PolicyArns": [{"arn": arn} for arn in request.policy_arns],
-        "Tags": [{"Key": key, "Value": value} for key, value in request.tags],
-        "TransitiveTagKeys": list(request.transitive_tag_keys),
-    }
-    return {name: value for name, value in parameters.items() if value}
-
-
-def _credentials(answer: dict[str, Any], asked: float) -> Credentials:
-    """What STS answered; raises where a field is missing or of the wrong shape.
-
-    `issued` is by AWS's clock if its answer shows that: then the life of a session does not depend on ours.
-    """
-    given = answer["Credentials"]
-    key, secret, token = texts = [given[name] for name in ("AccessKeyId", "SecretAccessKey", "SessionToken")]
-    if not all(isinstance(text, str) and 0 < len(text) <= _LONGEST for text in texts):
-        raise ValueError("an empty field, or one that is no key or token")
-    expiration = given["Expiration"]
-    expiration = expiration if expiration.tzinfo else expiration.replace(tzinfo=UTC)
-    issued = _date(answer["ResponseMetadata"]["HTTPHeaders"].get("date", ""), asked)
-    return Credentials(key, secret, token, expiration=int(expiration.timestamp()), issued=int(issued))
-
-
-def _date(header: str, asked: float) -> float:
-    try:
-        theirs = parsedate_to_datetime(header).timestamp()
-    except ValueError:
-        return asked
-    return theirs if abs(theirs - asked) < _SKEW else asked
-
-
-def _fault(error: Exception, endpoint: str) -> Fault:
-    """What an exception of the SDK means. Its text is logged only where STS refuses the request: no secret is in it."""
-    response = getattr(error, "response", None)
-    if not isinstance(response, dict):
-        cause = getattr(error, "kwargs", {}).get("error")
-        log.debug("call to STS failed", extra={"sts.error": type(cause or error).__name__})
-        return fault(_name(error, cause), detail=endpoint)
-    said = response.get("Error", {})
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    known = fault(str(said.get("Code", "")), status=status, message=str(said.get("Message", "")))
-    if known.kind is Kind.REFUSED:
-        log.debug("STS refuses the request", extra={"sts.message": str(said.get("Message", ""))[:1000]})
-    return known
-
-
-def _name(error: Exception, cause: object) -> str:
-    if type(cause).__name__ == "NameResolutionError":
-        return "NameResolutionError"
-    if isinstance(error, LookupError | ValueError | TypeError | AttributeError):
-        return "MalformedResponse"  # the SDK stumbled over what it tried to read
-    return type(error).__name__
-
-
-def _host(endpoint: str) -> str:
-    """The endpoint as it may be shown: a URL may hold a password."""
-    return urlsplit(endpoint).hostname or ""
