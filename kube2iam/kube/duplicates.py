@@ -10,7 +10,7 @@ import aiohttp
 
 from kube2iam.domain.pod import MalformedObjectError, Pod
 from kube2iam.kube.api import ClusterApi
-from kube2iam.kube.errors import ClusterUnavailableError
+from kube2iam.kube.errors import ClusterUnavailableError, refusal
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,8 @@ class DuplicateResolver:
             "GET", "/api/v1/pods", query=[("fieldSelector", selector), ("limit", "100")], timeout=_TIMEOUT
         )
         async with response:
-            response.raise_for_status()
+            if response.status != 200:
+                raise ClusterUnavailableError(refusal(response.status))
             items = json.loads(await response.read())["items"] or []
         if not isinstance(items, list):
             raise TypeError("the list has no items")

@@ -17,7 +17,7 @@ import aiohttp
 
 from kube2iam.kube.api import ClusterApi
 from kube2iam.kube.backoff import Backoff
-from kube2iam.kube.errors import ClusterUnavailableError
+from kube2iam.kube.errors import ClusterUnavailableError, refusal
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class EventRecorder:
         series.waiting = False
         try:
             status = await self._send(about, series)
-            trouble = None if status < 300 else f"HTTP {status}"
+            trouble = None if status < 300 else refusal(status, needs="create, patch on events")
         except (ClusterUnavailableError, aiohttp.ClientError, OSError) as error:
             status, trouble = 0, str(error)
         if status == _FORBIDDEN and series.event:

@@ -87,6 +87,14 @@ async def test_where_the_api_server_can_not_tell_nobody_gets_anything(answer: An
             assert counted.duplicates == {"asked": 1}
 
 
+async def test_missing_rights_are_said_with_their_mend(caplog: pytest.LogCaptureFixture) -> None:
+    async with FakeApiServer() as server:
+        server.lists(refusal(403))
+        async with resolving(server) as (resolver, _):
+            await resolver.resolve("10.0.0.1")
+    assert "a ClusterRole that allows get, list, watch on pods" in vars(caplog.records[0])["error"]
+
+
 @virtual_time
 async def test_one_question_serves_all_who_ask_within_five_seconds() -> None:
     async with FakeApiServer() as server:

@@ -172,7 +172,10 @@ def test_while_the_api_server_refuses_little_is_asked_and_nothing_lost(
 
     caplog.set_level(logging.WARNING, "kube2iam")
     run()
-    assert [record.getMessage() for record in caplog.records] == ["events can't be posted"]
+    (said,) = caplog.records
+    assert said.getMessage() == "events can't be posted"
+    mend = {401: "token is not accepted", 403: "a ClusterRole that allows create, patch on events"}.get(status, "")
+    assert mend in vars(said)["error"]
 
 
 @virtual_time
