@@ -75,6 +75,7 @@ class ClusterServer:
         matches = selector(request.query.get("fieldSelector", ""))
         if request.query.get("watch") in {"1", "true"}:
             return await self._watch(request, resource, namespace, matches)
+        self._check_version(request.query)
         return web.json_response(
             {
                 "kind": f"{KINDS[resource]}List",
@@ -84,8 +85,16 @@ class ClusterServer:
             }
         )
 
+    def _check_version(self, query: Mapping[str, str]) -> None:
+        """A LIST may ask for a state that is not older than a version: this server has one only, the newest."""
+        version, match = _since(query) or 0, query.get("resourceVersionMatch")
+        if match and (match != "NotOlderThan" or "resourceVersion" not in query or "continue" in query):
+            raise ApiError(422, "Invalid", f"resourceVersionMatch is forbidden: {match}")
+        if version > self._objects.version:
+            raise ApiError(504, "Timeout", f"Too large resource version: {version}, current: {self._objects.version}")
+
     async def _watch(self, request: web.Request, resource: str, namespace: str, matches: Matches) -> web.StreamResponse:
-        since = _since(request)
+        since = _since(request.query)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
         task = asyncio.current_task()
@@ -203,9 +212,9 @@ def _key(request: web.Request) -> tuple[str, str, str]:
     return _resource(request), request.match_info.get("namespace", ""), request.match_info["name"]
 
 
-def _since(request: web.Request) -> int | None:
+def _since(query: Mapping[str, str]) -> int | None:
     """The version a watch starts after; None (also for `0`) means: begin with everything there is."""
-    text = request.query.get("resourceVersion", "")
+    text = query.get("resourceVersion", "")
     if not text.isdigit() and text:
         raise ApiError(400, "BadRequest", f'invalid resource version "{text}"')
     return int(text or 0) or None

@@ -2,6 +2,10 @@
 
 It never gives up and never hurries: whatever the API server answers, a broken round costs a growing delay. An object of
 the wrong shape costs itself only.
+
+The first LIST asks for the most recent state, for which many API servers read all pods of the cluster from etcd, be it
+for one node's. A later one takes what the API server has at hand, if that is not older than what was seen already.
+Where it has nothing so new (it is behind, or etcd was restored), the next one asks for the most recent state again.
 https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
 """
 
@@ -12,10 +16,11 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Generic, NoReturn, Protocol, TypeVar
 
-from kube2iam.domain.pod import MalformedObjectError, name_of, uid_of
+from kube2iam.domain.pod import MalformedObjectError
 from kube2iam.kube.api import ClusterApi
 from kube2iam.kube.backoff import Backoff
-from kube2iam.kube.wire import Event, RoundFailedError, Wire
+from kube2iam.kube.faults import FaultCounters, Faults
+from kube2iam.kube.wire import PAGE, Event, Page, RoundFailedError, Wire
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +32,8 @@ _STEADY = 5.0
 """A watch that has stood this many seconds shows that all is well: the next failure is the first one again."""
 _SLICE = 50
 """Objects that are projected in one go: some 5 ms."""
-_LEVELS = {"http-401": logging.ERROR, "http-403": logging.ERROR, "http-410": logging.INFO}
-"""Rights are missing until someone acts; a forgotten version is everyday life."""
+_SPREAD = 0.2
+"""The time between two LISTs is up to this part longer or shorter, so that nodes that began together part."""
 
 
 class Store(Protocol[T]):
@@ -50,17 +55,11 @@ class Store(Protocol[T]):
         """This one can't be read any more: keep nothing of it until it can. False: it can't be told which one it is."""
 
 
-class ReflectorCounters(Protocol):
+class ReflectorCounters(FaultCounters, Protocol):
     """What is counted. `resource` is `pods` or `namespaces`."""
 
     def listed(self, resource: str) -> None:
         """A LIST replaced everything."""
-
-    def cluster_failure(self, resource: str, reason: str) -> None:
-        """A LIST or WATCH failed; the reasons are few."""
-
-    def malformed_object(self, resource: str) -> None:
-        """An object of the wrong shape was left out."""
 
 
 class Reflector(Generic[T]):
@@ -91,8 +90,7 @@ class Reflector(Generic[T]):
         """Set when the store has been filled for the first time; never cleared."""
         self.last_heard: float | None = None
         """When the API server said something last: seconds since the epoch."""
-        self.trouble: str | None = None
-        """What is wrong right now, for people."""
+        self._faults = Faults(resource, counters)
         self._wire = Wire(api, resource, field_selector)
         self._store = store
         self._counters = counters
@@ -102,32 +100,40 @@ class Reflector(Generic[T]):
         self._backoff = backoff or Backoff()
         self._clock = clock
         self._random = random
-        self._version = ""
+        self._version = ""  # the last one seen: a WATCH goes on from it, a LIST must not be older
+        self._lost = True  # whether a WATCH can't go on from it
+        self._at_hand = False  # whether the next LIST takes what the server has at hand
         self._list_due = 0.0
-        self._reason: str | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong right now, for people."""
+        return self._faults.trouble
 
     async def run(self) -> NoReturn:
         """Mirror for ever; ends by cancellation only."""
         while True:
             try:
-                if not self._version or self._overdue():
+                if self._lost or self._overdue():
                     await self._list()
                 await self._watch()
             except RoundFailedError as failure:
-                if failure.relist:
-                    self._version = ""
-                self._note(failure)
+                self._lost |= failure.relist
+                self._faults.note(failure)
                 await asyncio.sleep(self._backoff.next(at_least=failure.retry_after))
 
     # LIST
 
     async def _list(self) -> None:
         """Fill the store. Pages are projected one by one: decoded JSON takes seventy times the memory."""
-        self._list_due = asyncio.get_running_loop().time() + self._resync  # if it fails, an old watch goes on meanwhile
+        spread = 1 + _SPREAD * (2 * self._random() - 1)
+        self._list_due = (
+            asyncio.get_running_loop().time() + self._resync * spread
+        )  # also if it fails: the watch goes on
         objects: list[T] = []
         cursor = ""
         while True:
-            page = await self._wire.page(cursor)
+            page = await self._page(cursor)
             self.last_heard = self._clock()
             for start in range(0, len(page.items), _SLICE):
                 objects.extend(self._projected(page.items[start : start + _SLICE]))
@@ -138,18 +144,27 @@ class Reflector(Generic[T]):
             if not cursor:
                 break
         self._store.replace(objects)
-        self._version = page.version
+        self._version, self._lost = page.version, False
+        self._at_hand = len(objects) <= PAGE  # what is at hand comes in one piece, and more would take much memory
         self._counters.listed(self.resource)
         if not self.synced.is_set():
             log.info("listed", extra={"resource": self.resource, "objects": len(objects)})
             self.synced.set()
+
+    async def _page(self, cursor: str) -> Page:
+        try:
+            return await self._wire.page(cursor, not_older_than=self._version if self._at_hand else "")
+        except RoundFailedError as failure:
+            if failure.relist:
+                self._at_hand = False
+            raise
 
     def _projected(self, items: Iterable[object]) -> Iterable[T]:
         for raw in items:
             try:
                 yield self._store.project(raw)
             except MalformedObjectError as error:
-                self._leave_out(raw, error)
+                self._faults.leave_out(raw, error)
 
     def _overdue(self) -> bool:
         return self._resync > 0 and asyncio.get_running_loop().time() >= self._list_due
@@ -170,6 +185,10 @@ class Reflector(Generic[T]):
                 steady.cancel()
         if loop.time() - opened < _HASTY:
             raise RoundFailedError("hasty", "the watch ended at once")
+
+    def _all_is_well(self) -> None:
+        self._backoff.reset()
+        self._faults.settled()
 
     def _next_window(self) -> float:
         """Up to a fifth shorter than the longest, so that the nodes of a cluster don't ask all together."""
@@ -193,40 +212,7 @@ class Reflector(Generic[T]):
         try:
             item = self._store.project(raw)
         except MalformedObjectError as error:
-            self._leave_out(raw, error)
+            self._faults.leave_out(raw, error)
             return self._store.forget(raw)
         self._store.upsert(item)
         return True
-
-    # What people and metrics are told
-
-    def _all_is_well(self) -> None:
-        self._backoff.reset()
-        if self._reason is not None:
-            log.info("the API server answers again", extra={"resource": self.resource})
-        self._reason = self.trouble = None
-
-    def _note(self, failure: RoundFailedError) -> None:
-        """Say what is wrong once, and again when it is something else."""
-        self._counters.cluster_failure(self.resource, failure.reason)
-        self.trouble = str(failure)
-        if failure.reason == self._reason:
-            return
-        self._reason = failure.reason
-        log.log(
-            _LEVELS.get(failure.reason, logging.WARNING),
-            "can't follow the cluster",
-            extra={"resource": self.resource, "reason": failure.reason, "error": self.trouble},
-        )
-
-    def _leave_out(self, raw: object, error: MalformedObjectError) -> None:
-        self._counters.malformed_object(self.resource)
-        log.warning(
-            "object of the wrong shape left out",
-            extra={
-                "resource": self.resource,
-                "object.name": name_of(raw),
-                "object.uid": uid_of(raw),
-                "error": str(error),
-            },
-        )

@@ -13,18 +13,23 @@ import aiohttp
 from aiohttp.http import HttpProcessingError
 
 from kube2iam.kube.api import ClusterApi
-from kube2iam.kube.errors import ClusterUnavailableError
+from kube2iam.kube.errors import ClusterUnavailableError, refusal
 
-_PAGE = "500"
+PAGE = 500
+"""Objects in a piece of a LIST."""
 _LIST_TIMEOUT = 60.0
 _LONGEST_RETRY_AFTER = 120.0
+_BAD_VERSION = {400, 410, 422}
+"""What the server says to a version that it has forgotten, or can't read."""
+_BEHIND = "Too large resource version"
+"""What it says, with 504, when it has seen nothing so new: https://github.com/kubernetes/kubernetes/issues/91073"""
 
 
 class RoundFailedError(Exception):
     """A LIST or WATCH that did not go well.
 
     `reason` is one of few words, for metrics; `retry_after` is what the server asked for, in seconds; `relist` says
-    that the version of the last event is of no more use.
+    that the version it was asked with is of no use there.
     """
 
     def __init__(self, reason: str, text: str, *, retry_after: float = 0.0, relist: bool = False) -> None:
@@ -67,10 +72,20 @@ class Wire:
         self._path = f"/api/v1/{resource}"
         self._selector = [("fieldSelector", field_selector)] if field_selector else []
 
-    async def page(self, cursor: str) -> Page:
-        """The page of a LIST that `cursor` asks for; the first one if it is empty."""
-        query = [*self._selector, ("limit", _PAGE), *([("continue", cursor)] if cursor else [])]
-        async with await self._get(query, timeout=_LIST_TIMEOUT) as response:
+    async def page(self, cursor: str, *, not_older_than: str = "") -> Page:
+        """The page of a LIST that `cursor` asks for; the first one if it is empty, of the most recent state.
+
+        With `not_older_than`, a version, the first page is the last too: all of a state that the server has at hand.
+        It goes without `limit`, with which older servers turn to etcd; and a `cursor` has its own version in it.
+        https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions
+        """
+        if cursor:
+            how = [("limit", str(PAGE)), ("continue", cursor)]
+        elif not_older_than:
+            how = [("resourceVersion", not_older_than), ("resourceVersionMatch", "NotOlderThan")]
+        else:
+            how = [("limit", str(PAGE))]
+        async with await self._get([*self._selector, *how], timeout=_LIST_TIMEOUT) as response:
             return _page(await _read(response))
 
     @asynccontextmanager
@@ -163,7 +178,9 @@ def _refusal(status: object, message: str, retry_after: str = "") -> RoundFailed
     """An HTTP status, or the one in an ERROR event, as a failure of the round."""
     code = status if isinstance(status, int) and 100 <= status <= 599 else 0
     wait = min(float(retry_after), _LONGEST_RETRY_AFTER) if retry_after.isdecimal() else 0.0
-    return RoundFailedError(f"http-{code}", f"HTTP {code}: {message}", retry_after=wait, relist=code == 410)
+    reason = "behind" if _BEHIND in message else f"http-{code}"
+    relist = reason == "behind" or code in _BAD_VERSION
+    return RoundFailedError(reason, refusal(code, message), retry_after=wait, relist=relist)
 
 
 def _message(body: bytes) -> str:

@@ -133,6 +133,15 @@ class ApiServer:
                 time.sleep(0.1)
         raise LaneError(f"the API server did not become ready:\n{(self._folder / 'log').read_text()[-3000:]}")
 
+    def save(self) -> Path:
+        """A backup of everything it knows; it must not run."""
+        return Path(shutil.copytree(self._folder / "etcd", self._folder / "backup", dirs_exist_ok=True))
+
+    def restore(self, backup: Path) -> None:
+        """Make it know what it knew then; it must not run."""
+        shutil.rmtree(self._folder / "etcd")
+        shutil.copytree(backup, self._folder / "etcd")
+
     def kill(self) -> None:
         """End it without a word, as a crash does."""
         if self._process is not None:

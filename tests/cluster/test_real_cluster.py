@@ -20,6 +20,7 @@ from kube2iam.kube.duplicates import DuplicateResolver
 from kube2iam.kube.recorder import EventRecorder
 from kube2iam.kube.reflector import Reflector
 from kube2iam.kube.stores import NamespaceStore, PodStore
+from kube2iam.kube.wire import Page
 from tests.cluster.apiserver import Admin, ApiServer, manifest
 from tests.cluster.relay import Relay, relay
 from tests.kube.following import Counted
@@ -199,6 +200,53 @@ async def test_a_history_that_the_server_has_forgotten(server: ApiServer, admin:
         assert here.find("10.1.3.1") == Reason.UNKNOWN_ADDRESS.code
         assert here.find("10.1.3.2") == "kept"
         assert here.counted.failures["http-410"] >= 1
+
+
+async def test_later_lists_are_accepted_and_bring_what_is_there(
+    server: ApiServer, admin: Admin, tmp_path: Path
+) -> None:
+    asked = []
+    async with mirror(server, tmp_path, resync=3.0) as here, pods(admin, "app"):
+        page = here.pods._wire.page
+
+        async def heard(cursor: str, *, not_older_than: str = "") -> Page:
+            asked.append(not_older_than)
+            return await page(cursor, not_older_than=not_older_than)
+
+        here.pods._wire.page = heard  # type: ignore[method-assign]
+        await admin.pod("app", "a")
+        await admin.running("app", "10.1.5.1")
+        async with asyncio.timeout(30):
+            while here.counted.lists["pods"] < 4:
+                await asyncio.sleep(0.1)
+        assert here.find("10.1.5.1") == "app"
+        assert not here.counted.failures
+    assert all(asked[1:]), "versions seen before"
+    assert len(set(asked)) > 1
+
+
+async def test_an_etcd_that_is_restored_from_a_backup(server: ApiServer, admin: Admin, tmp_path: Path) -> None:
+    """Real 504s: the versions that the agent has seen are not there yet, and no watch says so."""
+    async with mirror(server, tmp_path, resync=10.0) as here, pods(admin, "old", "lost"):
+        await admin.pod("old", "old")
+        await admin.running("old", "10.1.6.1")
+        await here.until(lambda: here.find("10.1.6.1") == "old")
+        server.kill()
+        backup = server.save()
+        await asyncio.to_thread(server.start)
+        await admin.pod("lost", "lost")
+        await admin.running("lost", "10.1.6.2")
+        for number in range(200):
+            await admin.annotate("lost", f"role-{number}")
+        await here.until(lambda: _role(here.index.find("10.1.6.2")) == "role-199")
+        server.kill()
+        server.restore(backup)
+        await asyncio.to_thread(server.start)
+        await here.until(lambda: here.find("10.1.6.2") == Reason.UNKNOWN_ADDRESS.code, 60)
+        assert here.find("10.1.6.1") == "old"
+        assert here.counted.failures["behind"] >= 1
+        await admin.annotate("old", "next")
+        await here.until(lambda: _role(here.index.find("10.1.6.1")) == "next")
 
 
 async def test_rights_that_are_taken_away_and_given_back(

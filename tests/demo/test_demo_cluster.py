@@ -72,6 +72,24 @@ async def test_list_has_version_and_follows_selector_and_namespace(client: Clien
     assert await names("/api/v1/namespaces/a/pods") == ["one", "two"]
 
 
+async def test_a_list_is_not_older_than_asked(client: Client, objects: Objects) -> None:
+    objects.create("pods", "a", pod("one"))
+
+    async def listed(**query: str) -> tuple[int, str]:
+        answer = await client.get("/api/v1/pods", params=query)
+        raw = await answer.json()
+        return answer.status, raw["message"] if answer.status != 200 else raw["items"][0]["metadata"]["name"]
+
+    match = {"resourceVersionMatch": "NotOlderThan"}
+    assert await listed(resourceVersion="1", **match) == (200, "one")
+    assert await listed(resourceVersion=str(objects.version), **match) == (200, "one")
+    assert await listed(resourceVersion="9", **match) == (504, "Too large resource version: 9, current: 2")
+    assert (await listed(resourceVersion="1", resourceVersionMatch="Nonsense"))[0] == 422
+    assert (await listed(resourceVersion="1", **match, **{"continue": "x"}))[0] == 422
+    assert (await listed(**match))[0] == 422
+    assert (await listed(resourceVersion="x", **match))[0] == 400
+
+
 async def test_watch_begins_after_the_version_it_names(client: Client, objects: Objects) -> None:
     objects.create("pods", "a", pod("before"))
     version = objects.version

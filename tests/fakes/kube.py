@@ -67,6 +67,15 @@ class FakeApiServer:
     def count(self, *, watch: bool) -> int:
         return sum(asked.watch == watch for asked in self.asked)
 
+    def lists_asked(self) -> list[Mapping[str, str]]:
+        """The queries of all LISTs."""
+        return [asked.query for asked in self.asked if not asked.watch]
+
+    async def until_listed(self, times: int) -> None:
+        """Wait until `times` LISTs have come."""
+        async with self._arrived:
+            await self._arrived.wait_for(lambda: self.count(watch=False) >= times)
+
     async def until_asked(self, times: int) -> None:
         """Wait until `times` requests have come."""
         async with self._arrived:

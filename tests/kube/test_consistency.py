@@ -22,6 +22,14 @@ class Cluster(FakeApiServer):
         super().__init__()
         self.now: dict[str, Raw] = {}
         self.history: list[Raw] = []
+        self.backup: tuple[dict[str, Raw], list[Raw]] = {}, []
+
+    def save(self) -> None:
+        self.backup = dict(self.now), list(self.history)
+
+    def restore(self) -> None:
+        """Etcd is as it was: versions that the agent has seen don't exist, and are given out again."""
+        self.now, self.history = dict(self.backup[0]), list(self.backup[1])
 
     def change(self, action: str, name: str, number: int) -> None:
         version = str(len(self.history) + 1)
@@ -51,10 +59,13 @@ class Cluster(FakeApiServer):
         fault = self.faults.pop(0) if self.faults else ""
         if fault.startswith("http-"):
             return refusal(int(fault.removeprefix("http-")))
+        version = asked.query.get("resourceVersion", "0")
+        if int(version) > len(self.history) and not asked.watch:
+            return refusal(504, f"Timeout: Too large resource version: {version}, current: {len(self.history)}")
         if not asked.watch:
             page = {"metadata": {"resourceVersion": str(len(self.history))}, "items": list(self.now.values())}
             return Answer(pieces=[json.dumps(page).encode()], then="reset" if fault == "reset" else "eof")
-        lines = [json.dumps(item).encode() + b"\n" for item in self.history[int(asked.query["resourceVersion"]) :]]
+        lines = [json.dumps(item).encode() + b"\n" for item in self.history[int(version) :]]
         text = b"".join(lines)
         broken = {
             "reset": Answer(pieces=lines[: len(lines) // 2], then="reset"),
@@ -66,7 +77,9 @@ class Cluster(FakeApiServer):
 
 
 FAULTS = st.lists(
-    st.sampled_from(["", "reset", "half", "gone", "garbage", "http-410", "http-429", "http-500", "http-403"]),
+    st.sampled_from(
+        ["", "reset", "half", "gone", "garbage", *(f"http-{code}" for code in (400, 403, 410, 422, 429, 500, 504))]
+    ),
     max_size=8,
 )
 CHANGES = st.lists(
@@ -86,6 +99,33 @@ def test_the_index_becomes_what_the_cluster_is(rounds: list[list[tuple[str, str,
                     cluster.change(*change)
                 await asyncio.sleep(60)
             await asyncio.sleep(300)
+            assert {known.uid: known.ips[0] for known in here.index.pods()} == cluster.expected()
+
+    run()
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(before=CHANGES, lost=CHANGES, after=CHANGES, faults=FAULTS)
+def test_a_cluster_that_is_put_back_is_followed_from_the_next_list_on(
+    before: list[tuple[str, str, int]],
+    lost: list[tuple[str, str, int]],
+    after: list[tuple[str, str, int]],
+    faults: list[str],
+) -> None:
+    @virtual_time
+    async def run() -> None:
+        async with Cluster() as cluster, following(cluster.url, silence=30.0, resync=600.0) as here:
+            for change in before:
+                cluster.change(*change)
+            cluster.save()
+            for change in lost:
+                cluster.change(*change)
+            await asyncio.sleep(60)
+            cluster.restore()
+            cluster.faults = list(faults)
+            for change in after:
+                cluster.change(*change)
+            await asyncio.sleep(3600)
             assert {known.uid: known.ips[0] for known in here.index.pods()} == cluster.expected()
 
     run()

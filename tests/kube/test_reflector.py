@@ -1,6 +1,7 @@
 import asyncio
 import json
 import logging
+from collections.abc import Mapping
 
 import pytest
 
@@ -130,14 +131,86 @@ async def test_a_silent_peer_is_left() -> None:
     assert server.count(watch=False) == 1
 
 
+@pytest.mark.parametrize(("random", "period"), [(0.0, 1440), (0.5, 1800), (0.999, 2160)])
+def test_everything_is_listed_again_each_resync_period_give_or_take_a_fifth(random: float, period: int) -> None:
+    @virtual_time
+    async def run() -> None:
+        async with FakeApiServer() as server:
+            server.lists(listing(version="7"))
+            server.watches(HANG)
+            async with following(server.url, resync=1800.0, window=100.0, random=lambda: random) as here:
+                begun = asyncio.get_running_loop().time()
+                await server.until_listed(2)
+                assert period - 1 <= asyncio.get_running_loop().time() - begun < period + 35
+                assert not here.counted.failures
+
+    run()
+
+
+# Later lists are cheap, and never older than what was seen
+
+
+NEWEST = {"limit": "500"}
+BEHIND = refusal(504, "Timeout: Too large resource version: 8, current: 5", Retry_After="1")
+
+
+def not_older_than(version: str) -> Mapping[str, str]:
+    return {"resourceVersion": version, "resourceVersionMatch": "NotOlderThan"}
+
+
 @virtual_time
-async def test_everything_is_listed_again_each_resync_period() -> None:
+async def test_a_later_list_takes_what_the_server_has_at_hand() -> None:
     async with FakeApiServer() as server:
-        server.lists(listing(version="7"))
+        server.lists(listing(version="7"), listing(version="12"), listing(version="15"))
+        gone = stream(event("ADDED", pod("a", version="8")), error(410, "Expired"))
+        server.watches(gone, stream(bookmark("14")), HANG)
+        async with following(server.url, resync=600.0):
+            await server.until_listed(4)
+    assert server.lists_asked() == [NEWEST, not_older_than("8"), not_older_than("14"), not_older_than("15")]
+
+
+@pytest.mark.parametrize("no", [refusal(400), refusal(410, "Expired"), refusal(422), BEHIND])
+def test_a_version_that_the_server_does_not_take_is_left_at_once(no: Answer) -> None:
+    @virtual_time
+    async def run() -> None:
+        async with FakeApiServer() as server:
+            server.lists(listing(version="8"), no, refusal(500), listing(pod("restored"), version="5"))
+            server.watches(HANG)
+            async with following(server.url, resync=600.0) as here:
+                await server.until_listed(2)
+                begun = asyncio.get_running_loop().time()
+                await here.until("restored")
+                assert asyncio.get_running_loop().time() - begun < 5
+                await server.until_listed(5)
+        assert server.lists_asked() == [NEWEST, not_older_than("8"), NEWEST, NEWEST, not_older_than("5")]
+        assert server.asked[-2].query["resourceVersion"] == "5"
+
+    run()
+
+
+@pytest.mark.parametrize("busy", [refusal(429), refusal(500), refusal(504, "gateway"), Answer(then="reset")])
+def test_a_busy_server_is_not_asked_for_more(busy: Answer) -> None:
+    @virtual_time
+    async def run() -> None:
+        async with FakeApiServer() as server:
+            server.lists(listing(version="7"), busy, listing(version="9"))
+            server.watches(stream(error(410, "Expired")), HANG)
+            async with following(server.url):
+                await server.until_listed(3)
+        assert server.lists_asked() == [NEWEST, not_older_than("7"), not_older_than("7")]
+
+    run()
+
+
+@virtual_time
+async def test_what_is_more_than_a_page_is_listed_in_pages_again() -> None:
+    many = [pod(f"p{number}") for number in range(501)]
+    async with FakeApiServer() as server:
+        server.lists(listing(*many[:500], cursor="one"), listing(*many[500:]), listing(version="20"))
         server.watches(HANG)
-        async with following(server.url, resync=1800.0) as here:
-            await asyncio.sleep(4 * 1800 + 60)
-            assert here.counted.lists == {"pods": 5}
+        async with following(server.url, resync=600.0):
+            await server.until_listed(4)
+    assert server.lists_asked() == [NEWEST, NEWEST | {"continue": "one"}, NEWEST, not_older_than("20")]
 
 
 @virtual_time
@@ -250,6 +323,8 @@ WRONG_WATCHES = {
     "http-403": refusal(403),
     "http-410": refusal(410),
     "http-410 event": stream(error(410, "Expired"), then="eof"),
+    "behind": refusal(504, "Timeout: Too large resource version: 9, current: 5"),
+    "http-400": refusal(400, "invalid resource version"),
     "http-429": Answer(429, [b"too many requests\n"]),
     "http-500": refusal(500),
     "http-500 event": stream(error(500)),
@@ -404,7 +479,10 @@ async def test_refusals_are_said_loudly_once(caplog: pytest.LogCaptureFixture) -
             await asyncio.sleep(10)
     said = [(record.levelname, getattr(record, "reason", "")) for record in caplog.records]
     assert said == [("ERROR", "http-403"), ("ERROR", "http-401"), ("INFO", ""), ("INFO", "")]
-    assert "pods is forbidden" in vars(caplog.records[0])["error"]
+    forbidden, unknown = (vars(record)["error"] for record in caplog.records[:2])
+    assert forbidden.startswith("HTTP 403: pods is forbidden; ")
+    assert "a ClusterRole that allows get, list, watch on pods, namespaces" in forbidden
+    assert "token is not accepted: it must be that of its ServiceAccount" in unknown
 
 
 @virtual_time
