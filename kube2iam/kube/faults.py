@@ -23,7 +23,7 @@ class FaultCounters(Protocol):
 
 
 class Faults:
-    """The faults of one resource: each is said once."""
+    """The faults of one resource: each is said once, and is over as soon as the API server has done what it should."""
 
     def __init__(self, resource: str, counters: FaultCounters) -> None:
         self.trouble: str | None = None
@@ -44,6 +44,10 @@ class Faults:
             "can't follow the cluster",
             extra={"resource": self._resource, "reason": failure.reason, "error": self.trouble},
         )
+
+    def over(self) -> None:
+        """It works right now. The log hears of it only once it lasts: a way that comes and goes fills no log."""
+        self.trouble = None
 
     def settled(self) -> None:
         """It has worked for a while: the next failure is news again."""

@@ -146,6 +146,7 @@ class Reflector(Generic[T]):
         self._store.replace(objects)
         self._version, self._lost = page.version, False
         self._at_hand = len(objects) <= PAGE  # what is at hand comes in one piece, and more would take much memory
+        self._faults.over()
         self._counters.listed(self.resource)
         if not self.synced.is_set():
             log.info("listed", extra={"resource": self.resource, "objects": len(objects)})
@@ -175,6 +176,7 @@ class Reflector(Generic[T]):
         """Apply events until the server ends the watch, which it does when its window is over."""
         loop = asyncio.get_running_loop()
         async with self._wire.watch(self._version, window=self._next_window(), silence=self._silence) as events:
+            self._faults.over()
             opened = loop.time()
             steady = loop.call_later(_STEADY, self._all_is_well)
             try:

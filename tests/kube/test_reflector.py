@@ -486,6 +486,48 @@ async def test_refusals_are_said_loudly_once(caplog: pytest.LogCaptureFixture) -
 
 
 @virtual_time
+async def test_trouble_is_over_when_the_list_comes() -> None:
+    async with FakeApiServer() as away:
+        url, port = away.url, away.port
+    async with following(url) as here:
+        await asyncio.sleep(60)
+        assert here.reflector.trouble
+        server = FakeApiServer()
+        server.lists(listing(pod("a"), version="7"))
+        server.watches(refusal(429))
+        await server._runner.setup()
+        await server.listen(port)
+        await here.reflector.synced.wait()
+        assert here.reflector.trouble is None
+        await server.until_asked(3)
+        assert here.reflector.trouble == "HTTP 429: no"
+        await server._runner.cleanup()
+
+
+@virtual_time
+async def test_trouble_is_over_when_the_watch_opens() -> None:
+    async with FakeApiServer() as server:
+        server.lists(listing(version="7"))
+        server.watches(refusal(500), stream(event("ADDED", pod("a"))))
+        async with following(server.url) as here:
+            await server.until_asked(2)
+            await here.until("a")
+            assert here.reflector.trouble is None
+
+
+@virtual_time
+async def test_a_way_that_comes_and_goes_is_said_once_and_asked_ever_less(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "kube2iam")
+    async with FakeApiServer() as server:
+        server.lists(listing(version="7"))
+        server.watches(stream(event("ADDED", pod("a")), error(500)))
+        async with following(server.url):
+            await asyncio.sleep(600)
+            assert len(server.asked) < 30
+    assert [record.getMessage() for record in caplog.records] == ["listed", "can't follow the cluster"]
+
+
+@virtual_time
 async def test_being_cancelled_takes_no_time_and_closes_the_connection() -> None:
     async with FakeApiServer() as server:
         server.lists(listing(version="7"))
