@@ -97,8 +97,7 @@ def _troubles(health: Health) -> dict[tuple[str, ...], float]:
 
 def _silence(parts: Parts) -> dict[tuple[str, ...], float]:
     now = time.time()
-    heard = ((reflector.resource, reflector.last_heard) for reflector in parts.reflectors)
-    return {(resource,): now - last for resource, last in heard if last is not None}
+    return {(reflector.resource,): now - (reflector.last_heard or parts.begun) for reflector in parts.reflectors}
 
 
 def _cluster_trouble(parts: Parts) -> str | None:

@@ -1,6 +1,7 @@
 """The parts of an agent, built from its settings. Nothing here starts anything; that is app.py's."""
 
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
@@ -45,6 +46,8 @@ class Parts:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.begun = time.time()
+        """Seconds since the epoch."""
         self.metrics = Metrics()
         self.index = PodIndex(mine=mine(settings), host_ips=settings.host_ip)
         self.upstream = Upstream(

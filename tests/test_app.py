@@ -125,7 +125,12 @@ async def test_an_api_server_that_is_away_at_start_is_waited_for(around: World) 
         assert (await agent.page("/livez"))[0] == 200
         status, text = await agent.page("/readyz?verbose")
         assert status == 503
-        assert "[-]cluster failed" in text
+        assert "[-]cluster failed: cannot connect to http://127.0.0.1:" in text
+        silences = re.findall(
+            r"^kube2iam_cluster_silence_seconds\S+ (\S+)$", (await agent.page("/metrics"))[1], re.MULTILINE
+        )
+        assert len(silences) == 2
+        assert all(0 < float(silence) < 60 for silence in silences)
         answer = await agent.ask(POD, ROLES)
         assert (answer.status, answer.reason) == (503, "not-synced")
 

@@ -114,6 +114,8 @@ class ClusterApi:
             answer = await self._client.call_api(*request, _request_timeout=limits)
         except TimeoutError:
             raise ClusterUnavailableError(f"no answer from {self.server} in time") from None
+        except aiohttp.ClientConnectorError as error:  # whose own text speaks of TLS also where there is none
+            raise ClusterUnavailableError(f"cannot connect to {self.server}: {error.strerror or error}") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ClusterUnavailableError(str(error) or type(error).__name__) from error
         response: aiohttp.ClientResponse = answer.response
