@@ -14,6 +14,7 @@ from kube2iam.app import READY_AFTER
 from tests.fakes.world import BASE, EXECUTABLE, HOST_IP, NODE, ROLES, World, world
 
 POD = "127.0.0.2"
+VERBOSE = "/readyz?verbose"
 
 
 @pytest.fixture
@@ -123,9 +124,10 @@ async def test_an_api_server_that_is_away_at_start_is_waited_for(around: World) 
     async with around.agent("--api-server=http://127.0.0.1:9", ready=False) as agent:
         await agent.heard("not ready")
         assert (await agent.page("/livez"))[0] == 200
-        status, text = await agent.page("/readyz?verbose")
-        assert status == 503
-        assert "[-]cluster failed: cannot connect to http://127.0.0.1:" in text
+        async with asyncio.timeout(5):
+            while "[-]cluster failed: cannot connect to http://127.0.0.1:9: " not in (await agent.page(VERBOSE))[1]:
+                await asyncio.sleep(0.01)
+        assert (await agent.page(VERBOSE))[0] == 503
         silences = re.findall(
             r"^kube2iam_cluster_silence_seconds\S+ (\S+)$", (await agent.page("/metrics"))[1], re.MULTILINE
         )
@@ -153,7 +155,7 @@ async def test_sts_away_is_not_the_agents_fault(around: World) -> None:
         await agent.heard("ready", within=15)
         answer = await agent.credentials(POD)
         assert (answer.status, answer.reason) == (500, "sts-unavailable")
-        status, text = await agent.page("/readyz?verbose")
+        status, text = await agent.page(VERBOSE)
         assert status == 200
         assert "[!]credentials degraded" in text
 
@@ -165,7 +167,7 @@ async def test_roles_that_hang_keep_it_from_being_ready_for_5_seconds_at_most(ar
         begun = moment(await agent.heard("starting"))
         assert READY_AFTER - 0.5 < moment(await agent.heard("ready")) - begun < READY_AFTER + 0.9
         assert (await agent.heard("ready without some roles' credentials"))["roles"] == f"{BASE}app"
-        assert "[!]credentials degraded" in (await agent.page("/readyz?verbose"))[1]
+        assert "[!]credentials degraded" in (await agent.page(VERBOSE))[1]
 
 
 async def test_it_is_not_ready_before_its_pods_credentials_are_here(around: World) -> None:
@@ -188,7 +190,7 @@ async def test_the_nodes_own_credentials_are_named_and_no_pod_is_blamed(around: 
         await agent.heard("ready", within=15)
         answer = await agent.credentials(POD)
         assert (answer.status, answer.reason, answer.body) == (500, "node-credentials", b"")
-        assert "[!]node-credentials degraded: ExpiredToken: the agent's own" in (await agent.page("/readyz?verbose"))[1]
+        assert "[!]node-credentials degraded: ExpiredToken: the agent's own" in (await agent.page(VERBOSE))[1]
         assert 'kube2iam_degraded{cause="node-credentials"} 1.0' in (await agent.page("/metrics"))[1]
         said = await agent.heard("the agent's own credentials cannot be used")
         assert (said["level"], said["reason"]) == ("error", "ExpiredToken")
@@ -217,10 +219,10 @@ async def test_only_all_roles_refused_is_the_nodes_trouble(around: World) -> Non
     around.pod("a", POD)
     around.sts.fault = (403, "AccessDenied")
     async with around.agent() as agent:
-        assert "[!]" not in (await agent.page("/readyz?verbose"))[1], "one is its owner's mistake"
+        assert "[!]" not in (await agent.page(VERBOSE))[1], "one is its owner's mistake"
         around.pod("b", "127.0.0.3", role="other")
         async with asyncio.timeout(5):
-            while "[!]sts-refused degraded: STS refuses all 2 s" not in (await agent.page("/readyz?verbose"))[1]:
+            while "[!]sts-refused degraded: STS refuses all 2 s" not in (await agent.page(VERBOSE))[1]:
                 await asyncio.sleep(0.05)
         metrics = (await agent.page("/metrics"))[1]
         assert "kube2iam_credentials_refused 2.0" in metrics
@@ -396,5 +398,5 @@ async def test_nothing_is_said_of_a_redirect_that_others_keep(around: World, fla
     async with around.agent("--host-interface=docker9", *flags) as agent:
         metrics = (await agent.page("/metrics"))[1]
         assert not re.search("^kube2iam_redirect_(present|unmatched_pods) ", metrics, re.MULTILINE)
-        assert "[+]redirect ok" in (await agent.page("/readyz?verbose"))[1]
+        assert "[+]redirect ok" in (await agent.page(VERBOSE))[1]
         assert not any("redirect" in line["msg"] for line in agent.lines)
