@@ -415,7 +415,7 @@ def _read(row: Flag, text: str, origin: str) -> Any:
     try:
         return row.kind.parse(text)
     except parse.UnfitTextError as error:
-        reason = "" if row.secret else f": {error}"
+        reason = "" if row.secret else f": {_shown(str(error))}"  # which may repeat the text
         raise SettingsError(f"{said} is not valid{reason}; expected {row.kind.allowed}") from None
     except ValueError:
         raise SettingsError(f"{said} is not valid; expected {row.kind.allowed}") from None
@@ -423,8 +423,12 @@ def _read(row: Flag, text: str, origin: str) -> Any:
 
 def quote(text: str) -> str:
     """`text` in quotation marks, on one line and not endless, for a message."""
+    return f'"{_shown(text)}"'
+
+
+def _shown(text: str) -> str:
     short = text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
-    return '"' + "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in short) + '"'
+    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in short)
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:

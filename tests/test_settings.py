@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kube2iam import manual
@@ -420,6 +420,8 @@ def test_settings_do_not_change() -> None:
 
 
 @given(field=st.sampled_from([row.field for row in rows()]), text=st.text(max_size=200))
+@example(field="metadata_allow", text=")\x1b")
+@example(field="host_ip", text="ff02::1%\x1b")
 def test_no_text_gets_past_with_anything_but_one_line(field: str, text: str) -> None:
     try:
         settings(**{field: text})
