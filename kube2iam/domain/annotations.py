@@ -2,8 +2,6 @@
 
 import json
 
-import re2
-
 
 class InvalidAnnotationError(ValueError):
     """An annotation that STS would refuse. The message is a sentence that names it and says how to mend it."""
@@ -20,9 +18,28 @@ def json_texts(text: str) -> tuple[str, ...] | None:
     return tuple(found)
 
 
-def glob(pattern: str) -> str:
-    """The regular expression of `pattern`, in which `*` stands for any run."""
-    return ".*".join(re2.escape(part) for part in pattern.split("*"))
+class Glob:
+    """A pattern in which `*` stands for any run of characters. Linear, whatever is in it."""
+
+    __slots__ = ("_first", "_others")
+
+    def __init__(self, pattern: str) -> None:
+        self._first, *self._others = pattern.split("*")
+
+    def fullmatch(self, text: str) -> bool:
+        """Whether the pattern is the whole of `text`."""
+        if not self._others:
+            return text == self._first
+        if not text.startswith(self._first):
+            return False
+        at = len(self._first)
+        for part in self._others[:-1]:
+            found = text.find(part, at)
+            if found < 0:
+                return False
+            at = found + len(part)
+        last = self._others[-1]
+        return len(text) - at >= len(last) and text.endswith(last)
 
 
 def shorten(text: str, limit: int = 100) -> str:

@@ -7,9 +7,12 @@ nobody gets anything until the doubt is gone.
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterable
+from typing import TypeVar
 
 from kube2iam.domain.errors import Denial, Reason
 from kube2iam.domain.pod import Namespace, Pod
+
+T = TypeVar("T")
 
 EVERY = ""
 """The key under which a subscriber hears of every change."""
@@ -48,16 +51,19 @@ class PodIndex:
 
     def replace_pods(self, pods: Iterable[Pod]) -> None:
         """Take `pods` as all there are: the answer to a LIST."""
-        for uid in list(self._pods):
+        before = dict(self._pods)
+        for uid in before:
             self._drop(uid)
         self._deleted.clear()
         for pod in pods:
-            self._take(pod)
+            self._take(_same(before.get(pod.uid), pod))
         self._seen_pods = True
         self._wake_all()
 
     def upsert_pod(self, pod: Pod) -> None:
-        """Take one pod as added or changed."""
+        """Take one pod as added or changed. What was known already wakes nobody."""
+        if self._pods.get(pod.uid) == pod:
+            return
         touched = self._addresses_of(pod.uid)
         if pod.uid not in self._deleted:
             self._take(pod)
@@ -80,12 +86,15 @@ class PodIndex:
 
     def replace_namespaces(self, namespaces: Iterable[Namespace]) -> None:
         """Take `namespaces` as all there are: the answer to a LIST."""
-        self._namespaces = {namespace.name: namespace for namespace in namespaces}
+        before = self._namespaces
+        self._namespaces = {found.name: _same(before.get(found.name), found) for found in namespaces}
         self._seen_namespaces = True
         self._wake_all()
 
     def upsert_namespace(self, namespace: Namespace) -> None:
-        """Take one namespace as added or changed."""
+        """Take one namespace as added or changed. What was known already wakes nobody."""
+        if self._namespaces.get(namespace.name) == namespace:
+            return
         self._namespaces[namespace.name] = namespace
         self._wake({EVERY, namespace.name})
 
@@ -224,3 +233,8 @@ class PodIndex:
 
     def _wake_all(self) -> None:
         self._wake(tuple(self._wakes))
+
+
+def _same(before: T | None, now: T) -> T:
+    """The known object, if nothing about it is new: what was decided by it holds."""
+    return before if before == now and before is not None else now

@@ -13,6 +13,10 @@ Keep = Callable[[str], bool]
 """Says of an annotation's name whether any rule reads it; all others are dropped when the object arrives."""
 
 
+LONGEST_ANNOTATION = 65_536
+"""Characters. Kubernetes allows a quarter of a megabyte for each object, and every namespace of a cluster is kept."""
+
+
 class MalformedObjectError(ValueError):
     """An API object of the wrong shape; the message names the field."""
 
@@ -173,10 +177,15 @@ def _annotations(metadata: Mapping[str, Any], keep: Keep) -> Mapping[str, str] |
         return None
     if not isinstance(raw, dict):
         raise MalformedObjectError("metadata.annotations is not a JSON object")
-    kept = {key: value for key, value in raw.items() if keep(key)}
+    kept = {key: _beginning(value) for key, value in raw.items() if keep(key)}
     if not all(isinstance(value, str) for value in kept.values()):
         raise MalformedObjectError("metadata.annotations holds something that is not a text")
     return kept or None
+
+
+def _beginning(value: Any) -> Any:
+    """What is kept of an annotation: enough to see that it is too long, which every rule refuses."""
+    return value[: LONGEST_ANNOTATION + 1] if isinstance(value, str) else value
 
 
 def _all_ended(status: Mapping[str, Any]) -> bool:

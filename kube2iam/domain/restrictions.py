@@ -1,7 +1,6 @@
 """Which roles a namespace allows: its annotation, a JSON array of names, ARNs or patterns.
 
-Both formats match the whole role ARN, in a linear-time engine and within limits, so that no annotation can stall the
-agent.
+Both formats match the whole role ARN, in linear time and within limits, so that no annotation can stall the agent.
 """
 
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from typing import Any
 
 import re2
 
-from kube2iam.domain.annotations import glob, json_texts
+from kube2iam.domain.annotations import Glob, json_texts, shorten
 from kube2iam.domain.arn import BaseArn, RoleArn
+from kube2iam.domain.pod import LONGEST_ANNOTATION
 
 _MOST_ENTRIES = 1000
 _MOST_CHARACTERS = 8192
@@ -53,44 +53,58 @@ class Restrictions:
 
     def allows(self, text: str | None, arn: RoleArn, base: BaseArn | None) -> bool:
         """Whether the annotation's `text` allows `arn`; raises UnreadableAnnotationError."""
-        return any(pattern.fullmatch(str(arn)) for pattern in _patterns(text or "[]", self.format, base))
+        patterns = _known_patterns(text or "[]", self.format, base)
+        if isinstance(patterns, str):
+            raise UnreadableAnnotationError(patterns)
+        whole = str(arn)
+        return any(pattern.fullmatch(whole) for pattern in patterns)
 
 
 @lru_cache(maxsize=128)
+def _known_patterns(text: str, pattern_format: PatternFormat, base: BaseArn | None) -> tuple[Any, ...] | str:
+    """The patterns, or why there are none: that is remembered too."""
+    try:
+        return _patterns(text, pattern_format, base)
+    except UnreadableAnnotationError as error:
+        return str(error)
+
+
 def _patterns(text: str, pattern_format: PatternFormat, base: BaseArn | None) -> tuple[Any, ...]:
+    if len(text) > LONGEST_ANNOTATION:
+        raise UnreadableAnnotationError(f"it has more than {LONGEST_ANNOTATION} characters")
     entries = json_texts(text)
     if entries is None:
         raise UnreadableAnnotationError(_EXPECTED)
     if len(entries) > _MOST_ENTRIES:
         raise UnreadableAnnotationError(f"it has more than {_MOST_ENTRIES} entries")
-    if pattern_format is PatternFormat.REGEXP and sum(map(len, entries)) > _MOST_CHARACTERS:
+    if pattern_format is PatternFormat.GLOB:
+        return tuple(_glob(entry, base) for entry in entries)
+    if sum(map(len, entries)) > _MOST_CHARACTERS:
         raise UnreadableAnnotationError(f"its regular expressions have more than {_MOST_CHARACTERS} characters")
     patterns, size = [], 0
     for entry in entries:
-        patterns.append(_compile(entry, pattern_format, base))
+        patterns.append(_compile(entry, base))
         size += patterns[-1].programsize
-        if pattern_format is PatternFormat.REGEXP and size > _MOST_INSTRUCTIONS:
+        if size > _MOST_INSTRUCTIONS:
             raise UnreadableAnnotationError("its regular expressions are too complex; write fewer or simpler ones")
     return tuple(patterns)
 
 
-def _compile(entry: str, pattern_format: PatternFormat, base: BaseArn | None) -> Any:
+def _compile(entry: str, base: BaseArn | None) -> Any:
     options = re2.Options()
     options.log_errors = False
     options.max_mem = _MOST_MEMORY
     try:
-        if pattern_format is PatternFormat.GLOB:
-            return re2.compile(_glob(entry, base), options)
         re2.compile(entry, options)  # alone too: `x)|(.*` would be valid inside the group and escape from it
         return re2.compile(_whole(entry, base), options)
     except (re2.error, UnicodeEncodeError):
         raise UnreadableAnnotationError(
-            f"{entry!r} is not a regular expression in RE2 syntax, or too large a one"
+            f"{shorten(entry)} is not a regular expression in RE2 syntax, or too large a one"
         ) from None
 
 
-def _glob(entry: str, base: BaseArn | None) -> str:
-    return glob(entry if entry.lower().startswith("arn:") else f"{base or ''}{entry.removeprefix('/')}")
+def _glob(entry: str, base: BaseArn | None) -> Glob:
+    return Glob(entry if entry.lower().startswith("arn:") else f"{base or ''}{entry.removeprefix('/')}")
 
 
 def _whole(entry: str, base: BaseArn | None) -> str:

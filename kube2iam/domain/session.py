@@ -32,6 +32,8 @@ _EXTERNAL_ID = re.compile(r"[\w+=,.@:/-]{2,1224}", re.ASCII)
 _POLICY_ARN = re.compile(rf"arn:({PARTITION}):iam::(aws|\d{{12}}):policy/(?:[!-~]+/)?[\w+=,.@-]{{1,128}}", re.ASCII)
 _LONGEST_POLICIES = 2048
 """Characters of all policies' ARNs together."""
+_LONGEST_TEXT = 2 * _LONGEST_POLICIES
+"""Characters of the annotation that holds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,8 @@ def _policy_arns(text: str | None, role: RoleArn) -> tuple[str, ...]:
     """The policies that narrow the session. An annotation that seems to name some must not narrow nothing."""
     if not text or not text.strip():
         return ()
+    if len(text) > _LONGEST_TEXT:
+        raise InvalidAnnotationError(f"annotation {POLICY_ARNS}: it has more than {_LONGEST_TEXT} characters")
     items = json_texts(text) if text.lstrip().startswith("[") else tuple(item.strip() for item in text.split(","))
     if items is None:
         raise InvalidAnnotationError(

@@ -6,12 +6,9 @@ Limits: https://docs.aws.amazon.com/IAM/latest/UserGuide/id_session-tags.html
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
-import re2
-
-from kube2iam.domain.annotations import InvalidAnnotationError, glob, json_texts, shorten
-from kube2iam.domain.pod import Namespace, Pod
+from kube2iam.domain.annotations import Glob, InvalidAnnotationError, json_texts, shorten
+from kube2iam.domain.pod import LONGEST_ANNOTATION, Namespace, Pod
 
 ALLOWED_TAGS = "iam.amazonaws.com/allowed-session-tags"
 """Namespace annotation: JSON array of the tag keys, or patterns with `*`, that its pods may set."""
@@ -36,9 +33,7 @@ https://docs.aws.amazon.com/eks/latest/userguide/pod-id-abac.html
 _MOST_TAGS = 50
 _LONGEST_KEY = 128
 _LONGEST_VALUE = 256
-_MOST_PATTERNS = 1000
-_MOST_MEMORY = 1 << 20
-"""Bytes of the compiled patterns of one namespace."""
+_MOST_PATTERNS = 100
 _NO_LIST = 'it is not a JSON array of texts, such as ["team", "cost-*"]'
 
 
@@ -78,10 +73,13 @@ class SessionTags:
             )
         if asked:
             text = namespace and namespace.annotation(ALLOWED_TAGS)
-            tags |= self._asked(asked, _allowed(text or "[]"))
+            allowed = _allowed(text or "[]")
+            if isinstance(allowed, str):
+                raise InvalidAnnotationError(f"annotation {ALLOWED_TAGS} of the namespace allows nothing: {allowed}")
+            tags |= self._asked(asked, allowed)
         return tuple(sorted(tags.items()))
 
-    def _asked(self, annotations: dict[str, str], allowed: Any) -> dict[str, str]:
+    def _asked(self, annotations: dict[str, str], allowed: tuple[Glob, ...]) -> dict[str, str]:
         tags: dict[str, str] = {}
         taken = set(_RESERVED)
         for annotation, value in annotations.items():
@@ -94,7 +92,7 @@ class SessionTags:
         return tags
 
 
-def _problem(key: str, value: str, taken: set[str], allowed: Any) -> str | None:
+def _problem(key: str, value: str, taken: set[str], allowed: tuple[Glob, ...]) -> str | None:
     """Why a pod may not set this tag, or None. STS does not tell keys apart that differ in case only."""
     if not 1 <= len(key) <= _LONGEST_KEY or not _taggable(key):
         return "what follows the prefix is not a tag's key"
@@ -104,30 +102,22 @@ def _problem(key: str, value: str, taken: set[str], allowed: Any) -> str | None:
         )
     if key.lower() in taken:
         return f"the tag {key} is set already, in this or another spelling; remove the annotation"
-    if not allowed.fullmatch(key.lower()):
+    if not any(pattern.fullmatch(key.lower()) for pattern in allowed):
         return f'the namespace does not allow the tag; add "{key}" to its annotation {ALLOWED_TAGS}'
     return None
 
 
 @lru_cache(maxsize=128)
-def _allowed(text: str) -> Any:
-    """What the namespace's annotation allows, as one expression for keys in lower case."""
-    options = re2.Options()
-    options.log_errors = False
-    options.max_mem = _MOST_MEMORY
+def _allowed(text: str) -> tuple[Glob, ...] | str:
+    """What the namespace's annotation allows, for keys in lower case, or why that is nothing."""
+    if len(text) > LONGEST_ANNOTATION:
+        return f"it has more than {LONGEST_ANNOTATION} characters"
     patterns = json_texts(text)
     if patterns is None:
-        raise _nothing_allowed(_NO_LIST)
+        return _NO_LIST
     if len(patterns) > _MOST_PATTERNS:
-        raise _nothing_allowed(f"it has more than {_MOST_PATTERNS} entries")
-    try:
-        return re2.compile("|".join(glob(pattern.lower()) for pattern in patterns) or r"[^\s\S]", options)
-    except (re2.error, UnicodeEncodeError):
-        raise _nothing_allowed("its entries are too long, or no text") from None
-
-
-def _nothing_allowed(why: str) -> InvalidAnnotationError:
-    return InvalidAnnotationError(f"annotation {ALLOWED_TAGS} of the namespace allows nothing: {why}")
+        return f"it has more than {_MOST_PATTERNS} entries"
+    return tuple(Glob(pattern.lower()) for pattern in patterns)
 
 
 def _taggable(text: str) -> bool:

@@ -10,6 +10,8 @@ from kube2iam.domain.roles import AssumeRoleRequest, Decision, Grant
 
 DEBOUNCE = 0.05
 """Seconds in which changes of the index are gathered."""
+_TOGETHER = 4
+"""Pods that are decided about in one turn of the loop: annotations may be long."""
 
 
 class Pods(Protocol):
@@ -58,12 +60,17 @@ class Prefetch:
                 await asyncio.sleep(DEBOUNCE)
                 self._changed.clear()
                 if self._index.synced:
-                    self._look()
+                    await self._look()
         finally:
             unsubscribe()
 
-    def _look(self) -> None:
-        decisions = [self._decide(pod) for pod in self._index.pods()]
+    async def _look(self) -> None:
+        """Decide about all pods, a few in each turn of the loop. What changes meanwhile is looked at again."""
+        decisions = []
+        for number, pod in enumerate(self._index.pods(), 1):
+            decisions.append(self._decide(pod))
+            if number % _TOGETHER == 0:
+                await asyncio.sleep(0)
         self._cache.want(decision.request for decision in decisions if isinstance(decision, Grant))
         if not any(isinstance(decision, Denial) and decision.reason is Reason.NOT_READY for decision in decisions):
             self.primed.set()

@@ -128,6 +128,24 @@ def test_those_who_wait_for_an_address_hear_of_it() -> None:
     assert sorted(heard) == sorted(["10.1.0.5", "10.1.0.6", "shop", EVERY])
 
 
+def test_what_is_known_already_wakes_nobody_and_stays_the_same_object() -> None:
+    """Everything that was decided by it holds; a controller may touch a namespace a hundred times a second."""
+    heard: list[str] = []
+    known, shop = pod("a"), Namespace("shop", {"a": "b"})
+    index = index_of(known)
+    index.upsert_namespace(shop)
+    index.subscribe(EVERY, lambda: heard.append("x"))
+    index.upsert_pod(replace(known))
+    index.upsert_namespace(Namespace("shop", {"a": "b"}))
+    assert heard == []
+    index.replace_pods([replace(known), pod("b", ip="10.1.0.6")])
+    index.replace_namespaces([Namespace("shop", {"a": "b"})])
+    assert index.find("10.1.0.5") is known
+    assert index.namespace("shop") is shop
+    index.upsert_namespace(Namespace("shop", {"a": "c"}))
+    assert heard == ["x"] * 3
+
+
 def test_who_has_unsubscribed_hears_nothing() -> None:
     heard: list[str] = []
     index = index_of()

@@ -187,7 +187,8 @@ def test_session_policies_stand_between_commas_or_in_json(text: str, arns: tuple
         ('[""]', "names no policy; remove it"),
         (f'["{_POLICY}"', "not a JSON array"),
         ("[1]", "not a JSON array"),
-        ("[" * 100_000, "not a JSON array"),
+        ("[" * 4096, "not a JSON array"),
+        (",".join(str(number) for number in range(45_000)), "more than 4096 characters"),
         (",".join(f"{_POLICY}{number}" for number in range(11)), "11 policies"),
         ("arn:aws:iam::aws:policy/" + "a/" * 1500 + "b", "STS takes at most 10 with 2048"),
     ],
@@ -260,16 +261,18 @@ def test_a_pod_without_a_service_account_has_no_tag_of_one() -> None:
     assert "kubernetes-service-account" not in dict(shape(session_tags=True).request(ROLE, mirror, None).tags)
 
 
-@pytest.mark.parametrize("patterns", [1000, 1001, 10_000])
+@pytest.mark.parametrize("patterns", [100, 101, 10_000])
 def test_no_namespace_can_make_its_pods_decisions_slow(patterns: int) -> None:
-    allowed = json.dumps([f"team-{number}-*" for number in range(patterns)])
+    allowed = json.dumps([f"team-{number}-*" + "*a" * 100 for number in range(patterns - 1)] + ["*"])
     begun = time.process_time()
     for _pod in range(110):
         annotations = {f"{PREFIX}team-{number}-x": "v" for number in range(40)}
-        if patterns <= 1000:
+        if patterns <= 100:
             assert len(tags_of(annotations, allowed)) == 45
         else:
-            with pytest.raises(InvalidAnnotationError, match="allows nothing: it has more than 1000 entries"):
+            with pytest.raises(
+                InvalidAnnotationError, match=r"allows nothing: it has more than \d+ (entries|characters)"
+            ):
                 tags_of(annotations, allowed)
     assert time.process_time() - begun < 1
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from kube2iam.domain.errors import Denial, Reason
 from kube2iam.domain.pod import Pod
 from kube2iam.domain.roles import AssumeRoleRequest, Decision, Grant
-from kube2iam.sts.prefetch import Prefetch
+from kube2iam.sts.prefetch import DEBOUNCE, Prefetch
 from tests.fakes.exact_time import exact_time
 from tests.fakes.sts import request
 
@@ -87,6 +87,18 @@ async def test_a_burst_of_changes_is_one_look() -> None:
             index.change()
         await asyncio.sleep(10)
         assert len(wanted.told) == 2
+
+
+@exact_time
+async def test_others_have_their_turn_while_a_full_node_is_decided_about() -> None:
+    index, wanted, turns = Index([pod(f"pod-{number}") for number in range(110)]), Wanted(), 0
+    async with running(index, wanted) as prefetch:
+        await asyncio.sleep(DEBOUNCE)
+        while not prefetch.primed.is_set():
+            turns += 1
+            await asyncio.sleep(0)
+    assert len(wanted.told[0]) == 110
+    assert turns >= 25
 
 
 @exact_time
