@@ -7,7 +7,7 @@ from kube2iam import __version__
 from kube2iam._build import COMMIT, DATE
 from kube2iam.admin.health import Check, Health, Page
 from kube2iam.admin.metrics import CONTENT_TYPE
-from kube2iam.admin.server import Pages
+from kube2iam.admin.server import Pages, sparing
 from kube2iam.admin.store import store_page
 from kube2iam.compose import Parts, keeps_redirect
 from kube2iam.domain.errors import Denial, Reason
@@ -48,7 +48,7 @@ def pages_of(parts: Parts, health: Health) -> Pages:
         "/healthz": lambda _query: parts.instance.healthz(),
         "/livez": lambda _query: health.livez(),
         "/readyz": lambda query: health.readyz(verbose="verbose" in query),
-        "/metrics": lambda _query: Page(200, CONTENT_TYPE, parts.metrics.render()),
+        "/metrics": sparing(lambda: Page(200, CONTENT_TYPE, parts.metrics.render())),
     }
 
 

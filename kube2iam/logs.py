@@ -16,6 +16,8 @@ _OWN = "kube2iam"
 _SDK = "botocore"
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._/@^+")
 _RESERVED = frozenset(("level", "msg", "time"))
+_LONGEST = 16_384
+"""Characters of one field."""
 _LEVELS = {"CRITICAL": "fatal"}
 
 
@@ -56,7 +58,10 @@ class Lines(logging.Formatter):
             extra["error"] = f"{record.exc_info[0].__name__}: {record.exc_info[1]}"
             extra["stack"] = self.formatException(record.exc_info)
         for key in sorted(extra):
-            said[f"fields.{key}" if key in _RESERVED else key] = extra[key]
+            value = extra[key]
+            if isinstance(value, str) and len(value) > _LONGEST:
+                value = f"{value[:_LONGEST]}..."
+            said[f"fields.{key}" if key in _RESERVED else key] = value
         return said
 
 

@@ -156,6 +156,13 @@ def test_the_sdk_tells_none_at_any_level(name: str) -> None:
     assert stream.getvalue() == ""
 
 
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_no_field_is_without_end(log_format: str) -> None:
+    stream = configured(log_format)
+    log.warning("long", extra={"error": "x" * 1_000_000})
+    assert 16_384 < len(stream.getvalue()) < 17_000
+
+
 def test_a_library_is_as_quiet_as_the_agent() -> None:
     stream = configured(log_level="error")
     logging.getLogger("asyncio").warning("slow")

@@ -30,7 +30,7 @@ UPSTREAM_FAILURES = "timeout", "connection", "too-long", "status"
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
-_MOST_SERIES = 1000
+_MOST_SERIES = 500
 """Of one metric; what comes after that is counted together. Roles come from annotations, of which there is no end."""
 _OTHER = "other"
 

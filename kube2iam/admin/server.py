@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -16,7 +17,11 @@ log = logging.getLogger(__name__)
 
 _MOST_CONNECTIONS = 64
 
-Pages = Mapping[str, Callable[[Mapping[str, list[str]]], Page]]
+_SPARING = 20
+"""Times as long as rendering took is what a costly page rests: whoever reaches the node may ask for it."""
+
+Render = Callable[[Mapping[str, list[str]]], Page]
+Pages = Mapping[str, Render]
 """Path -> what renders it from the query's fields."""
 
 NOT_FOUND = Page(404, "text/plain; charset=utf-8", b"404 page not found\n")
@@ -26,6 +31,21 @@ def answer(pages: Pages, path: str, query: str) -> Page:
     """The page at `path`, or 404."""
     page = pages.get(path)
     return NOT_FOUND if page is None else page(parse_qs(query, keep_blank_values=True))
+
+
+def sparing(render: Callable[[], Page], clock: Callable[[], float] = monotonic) -> Render:
+    """`render`, at most a twentieth of the time: who asks sooner again is shown the page of a moment ago."""
+    shown, stale_at = NOT_FOUND, float("-inf")
+
+    def page(_query: Mapping[str, list[str]]) -> Page:
+        nonlocal shown, stale_at
+        begun = clock()
+        if begun >= stale_at:
+            shown = render()
+            stale_at = begun + _SPARING * (clock() - begun)
+        return shown
+
+    return page
 
 
 class AdminServer:

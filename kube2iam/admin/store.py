@@ -8,6 +8,9 @@ from kube2iam.domain.index import PodIndex
 from kube2iam.domain.pod import Pod
 from kube2iam.domain.policy import Policy
 
+_LONGEST = 4096
+"""Characters of an annotation that are read; what is longer is shown as it begins."""
+
 
 def store_page(index: PodIndex, rules: Policy) -> Page:
     """Annotations by address and by namespace. An address with more than one claimant is left out, as upstream."""
@@ -25,7 +28,9 @@ def store_page(index: PodIndex, rules: Policy) -> Page:
 def _roles(index: PodIndex, name: str, rules: Policy) -> Any:
     namespace = index.namespace(name)
     text = None if namespace is None else namespace.annotation(rules.restrictions.annotation)
+    if text is None or len(text) > _LONGEST:
+        return text and f"{text[:_LONGEST]}..."
     try:
-        return None if text is None else json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
         return text

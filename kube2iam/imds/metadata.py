@@ -12,6 +12,8 @@ from kube2iam.imds.replies import Reply, empty
 _ROOT = Reply(200, "\n".join(VERSIONS).encode())
 _TREE = Reply(200, b"dynamic\nmeta-data")
 _TREE_AND_USER_DATA = Reply(200, b"dynamic\nmeta-data\nuser-data")
+_MOST_LINES = 1000
+"""Of a listing: patterns look at each."""
 
 
 def root(_front: Front, _request: Request, _target: Target) -> Answer:
@@ -37,23 +39,20 @@ def value(front: Front, request: Request, target: Target) -> Answer:
     return _value(front, request, target)
 
 
-def listing(front: Front, request: Request, target: Target) -> Answer:
-    """A directory of the allowlist, as far as it may be seen."""
-    return _listing(front, request, target)
-
-
 async def _value(front: Front, request: Request, target: Target) -> Reply:
     await _known_pod(front, request)
     reply = await front.upstream.get(target.path, front.deadline(request))
     path = target.path.removesuffix("/")
     if reply.status != 200 or front.allowlist.check(path) is not Allowed.EITHER:
         return reply
-    lines = reply.body.split(b"\n")
+    lines = reply.body.split(b"\n", _MOST_LINES)[:_MOST_LINES]
     shown = [line for line in lines if not front.allowlist.hidden(path, line.decode("latin-1"))]
-    return reply if len(shown) == len(lines) else Reply(200, b"\n".join(shown))
+    body = b"\n".join(shown)
+    return reply if body == reply.body else Reply(200, body)
 
 
-async def _listing(front: Front, request: Request, target: Target) -> Reply:
+async def listing(front: Front, request: Request, target: Target) -> Reply:
+    """A directory of the allowlist, as far as it may be seen."""
     await _known_pod(front, request)
     reply = await front.upstream.get(target.path, front.deadline(request))
     if reply.status != 200:
@@ -66,7 +65,7 @@ async def _listing(front: Front, request: Request, target: Target) -> Reply:
 
 
 def _shown(allowlist: Allowlist, path: str, body: bytes) -> list[str]:
-    entries = body.decode("latin-1").split("\n")
+    entries = body.decode("latin-1").split("\n", _MOST_LINES)[:_MOST_LINES]
     return [entry for entry in entries if entry not in {"", "iam", "iam/"} and allowlist.shown(path, entry)]
 
 

@@ -14,13 +14,19 @@ log = logging.getLogger(__name__)
 
 _LONGEST = 32_768
 """Characters of a key or token: the document that pods get stays below the 64 KiB that clients read."""
+_LONGEST_BODY = 1 << 20
 _SKEW = 900.0
 """Seconds by which AWS's clock may differ from ours and still be believed."""
 
 
 def keep_status(response_dict: dict[str, Any], **_rest: object) -> None:
-    """Leave the status of an answer that is no XML: the SDK's parser would stumble over it and tell nothing else."""
-    if response_dict["status_code"] >= HTTPStatus.MULTIPLE_CHOICES and b"<Error" not in response_dict["body"]:
+    """Leave the status of an answer that is no XML: the SDK's parser would stumble over it and tell nothing else.
+
+    Nor is it given what is much too long for STS: it takes its time with that, and all other threads'.
+    """
+    body = response_dict["body"]
+    failed = response_dict["status_code"] >= HTTPStatus.MULTIPLE_CHOICES
+    if len(body) > _LONGEST_BODY or (failed and b"<Error" not in body):
         response_dict["body"] = b"<Error/>"
 
 

@@ -6,7 +6,7 @@ import aiohttp
 import pytest
 
 from kube2iam.admin.health import Page
-from kube2iam.admin.server import AdminServer
+from kube2iam.admin.server import AdminServer, sparing
 from tests.fakes.world import free_ports
 
 
@@ -76,3 +76,21 @@ async def test_a_port_that_is_taken_is_an_error(base: str) -> None:
     with pytest.raises(OSError, match="in use"):
         await taken.start()
     await taken.stop()
+
+
+def test_a_costly_page_is_rendered_a_twentieth_of_the_time() -> None:
+    now, rendered = 100.0, 0
+
+    def render() -> Page:
+        nonlocal now, rendered
+        rendered += 1
+        now += 0.1
+        return Page(200, "text/plain", str(rendered).encode())
+
+    page = sparing(render, lambda: now)
+    seen = []
+    for _ask in range(400):
+        seen.append(page({}).body)
+        now += 0.01
+    assert (seen[0], seen[1], seen[-1]) == (b"1", b"1", b"3")
+    assert rendered == 3

@@ -290,6 +290,8 @@ ANSWERS: list[tuple[Answer | None, str, Kind]] = [
     ((429, GARBAGE), "429", Kind.THROTTLED),
     ((200, GARBAGE), "MalformedResponse", Kind.UNAVAILABLE),
     ((200, ""), "ResponseParserError", Kind.UNAVAILABLE),
+    ((200, "<a>" * 400_000), "MalformedResponse", Kind.UNAVAILABLE),
+    ((400, "<Error/>" + " " * 1_200_000), "400", Kind.UNAVAILABLE),
     ((200, NO_TOKEN), "MalformedResponse", Kind.UNAVAILABLE),
     ((200, LONG_TOKEN), "MalformedResponse", Kind.UNAVAILABLE),
     ((200, BAD_DATE), "MalformedResponse", Kind.UNAVAILABLE),
