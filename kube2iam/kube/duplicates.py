@@ -10,7 +10,7 @@ import aiohttp
 
 from kube2iam.domain.pod import MalformedObjectError, Pod
 from kube2iam.kube.api import ClusterApi
-from kube2iam.kube.errors import ClusterUnavailableError, refusal
+from kube2iam.kube.errors import ClusterUnavailableError, cut, refusal
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class DuplicateResolver:
         try:
             items = await self._list(address)
         except (ClusterUnavailableError, aiohttp.ClientError, OSError, ValueError, LookupError, TypeError) as error:
-            log.warning("duplicate address not resolved", extra={"pod.status.ip": address, "error": str(error)})
+            log.warning("duplicate address not resolved", extra={"pod.status.ip": address, "error": cut(str(error))})
             return None
         owners = [pod for pod in map(self._readable, items) if pod and self._owns(pod, address)]
         if len(owners) != 1:

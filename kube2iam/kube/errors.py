@@ -20,3 +20,8 @@ def refusal(status: int, message: str = "", *, needs: str = "get, list, watch on
     if status == 403:
         return f"{said}; the agent's ServiceAccount must be bound to a ClusterRole that allows {needs}"
     return said
+
+
+def cut(text: str, most: int = 500) -> str:
+    """What the other side said, or what was said of it, no longer than a person would read."""
+    return text if len(text) <= most else f"{text[:most]}..."

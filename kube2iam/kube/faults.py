@@ -4,6 +4,7 @@ import logging
 from typing import Protocol
 
 from kube2iam.domain.pod import MalformedObjectError, name_of, uid_of
+from kube2iam.kube.errors import cut
 from kube2iam.kube.wire import RoundFailedError
 
 log = logging.getLogger(__name__)
@@ -62,8 +63,8 @@ class Faults:
             "object of the wrong shape left out",
             extra={
                 "resource": self._resource,
-                "object.name": name_of(raw),
-                "object.uid": uid_of(raw),
-                "error": str(error),
+                "object.name": cut(name_of(raw) or ""),
+                "object.uid": cut(uid_of(raw) or ""),
+                "error": cut(str(error)),
             },
         )

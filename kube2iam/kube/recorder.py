@@ -17,7 +17,7 @@ import aiohttp
 
 from kube2iam.kube.api import ClusterApi
 from kube2iam.kube.backoff import Backoff
-from kube2iam.kube.errors import ClusterUnavailableError, refusal
+from kube2iam.kube.errors import ClusterUnavailableError, cut, refusal
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class EventRecorder:
             status = await self._send(about, series)
             trouble = None if status < 300 else refusal(status, needs="create, patch on events")
         except (ClusterUnavailableError, aiohttp.ClientError, OSError) as error:
-            status, trouble = 0, str(error)
+            status, trouble = 0, cut(str(error))
         if status == _FORBIDDEN and series.event:
             self._stop_counting(about)
             return _PACE

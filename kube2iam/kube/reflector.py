@@ -20,7 +20,7 @@ from kube2iam.domain.pod import MalformedObjectError
 from kube2iam.kube.api import ClusterApi
 from kube2iam.kube.backoff import Backoff
 from kube2iam.kube.faults import FaultCounters, Faults
-from kube2iam.kube.wire import PAGE, Event, Page, RoundFailedError, Wire
+from kube2iam.kube.wire import PAGE, Event, OversizedError, Page, RoundFailedError, Wire
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,8 @@ _STEADY = 5.0
 """A watch that has stood this many seconds shows that all is well: the next failure is the first one again."""
 _SLICE = 50
 """Objects that are projected in one go: some 5 ms."""
+_PAUSE = 5.0
+"""Seconds between an object that is too long to be read and the LIST that it makes necessary."""
 _SPREAD = 0.2
 """The time between two LISTs is up to this part longer or shorter, so that nodes that began together part."""
 
@@ -117,6 +119,11 @@ class Reflector(Generic[T]):
                 if self._lost or self._overdue():
                     await self._list()
                 await self._watch()
+            except OversizedError as failure:  # one object's fault: no delay grows, for its neighbours' sake
+                self._lost = True
+                self._faults.note(failure)
+                self._counters.malformed_object(self.resource)
+                await asyncio.sleep(_PAUSE)
             except RoundFailedError as failure:
                 self._lost |= failure.relist
                 self._faults.note(failure)

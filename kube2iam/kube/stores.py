@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 from kube2iam.domain.pod import Keep, MalformedObjectError, Namespace, Pod, name_of, uid_of
+from kube2iam.kube.errors import cut
 
 T = TypeVar("T")
 
@@ -95,4 +96,4 @@ def _projected(from_raw: Callable[[object, Keep], T], raw: object, keep: Keep) -
     except MalformedObjectError:
         raise
     except (TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RecursionError) as error:
-        raise MalformedObjectError(f"the object has an unexpected shape: {error!r}") from error
+        raise MalformedObjectError(f"the object has an unexpected shape: {cut(repr(error))}") from error

@@ -3,6 +3,7 @@
 https://kubernetes.io/docs/reference/using-api/api-concepts/
 """
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -13,11 +14,16 @@ import aiohttp
 from aiohttp.http import HttpProcessingError
 
 from kube2iam.kube.api import ClusterApi
-from kube2iam.kube.errors import ClusterUnavailableError, refusal
+from kube2iam.kube.errors import ClusterUnavailableError, cut, refusal
 
 PAGE = 500
 """Objects in a piece of a LIST."""
+_MOST = 16 * 2**20
+"""Bytes of a watch's line. Etcd takes objects of 1.5 MiB, which it counts as protobuf: as JSON up to six times that."""
+_TURN = 20
+"""Events between two turns of the loop, some 1 ms: many may come in one piece."""
 _LIST_TIMEOUT = 60.0
+_BREAKS = (aiohttp.ClientError, HttpProcessingError, OSError)
 _LONGEST_RETRY_AFTER = 120.0
 _BAD_VERSION = {400, 410, 422}
 """What the server says to a version that it has forgotten, or can't read."""
@@ -29,14 +35,21 @@ class RoundFailedError(Exception):
     """A LIST or WATCH that did not go well.
 
     `reason` is one of few words, for metrics; `retry_after` is what the server asked for, in seconds; `relist` says
-    that the version it was asked with is of no use there.
+    that the version it was asked with is of no use there. The text is short, whatever the server said.
     """
 
     def __init__(self, reason: str, text: str, *, retry_after: float = 0.0, relist: bool = False) -> None:
-        super().__init__(text)
+        super().__init__(cut(text, 1000))
         self.reason = reason
         self.retry_after = retry_after
         self.relist = relist
+
+
+class OversizedError(RoundFailedError):
+    """An object that is too long to be read has changed, and nobody can tell which one: all must be listed again."""
+
+    def __init__(self) -> None:
+        super().__init__("malformed", f"a line of the watch is longer than {_MOST} bytes", relist=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,23 +143,34 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
         return await response.read()
     except TimeoutError:
         raise RoundFailedError("silent", "the answer did not end in time") from None
-    except (aiohttp.ClientError, OSError) as error:
+    except _BREAKS as error:
         raise RoundFailedError("broken", f"the connection broke: {error}") from None
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncGenerator[Event]:
-    while True:
-        try:
-            line = await response.content.readline()
-        except TimeoutError:
-            return  # in a quiet cluster it may be well: only another request can tell
-        except (aiohttp.ClientError, OSError) as error:
-            raise RoundFailedError("broken", f"the connection broke: {error}") from None
-        except HttpProcessingError as error:  # aiohttp's line limit, 4 MiB: more than twice what etcd takes
-            raise RoundFailedError("malformed", f"a line of the watch is too long: {error}", relist=True) from None
-        if not line.endswith(b"\n"):
-            return
-        yield _event(line)
+    try:
+        async for line in _lines(response):
+            yield _event(line)
+    except TimeoutError:
+        return  # in a quiet cluster it may be well: only another request can tell
+    except _BREAKS as error:
+        raise RoundFailedError("broken", f"the connection broke: {error}") from None
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncGenerator[bytearray]:
+    """Lines without their ends, in whatever pieces they come. Between many that come at once the loop turns."""
+    line = bytearray()
+    async for piece in response.content.iter_any():
+        *ends, rest = piece.split(b"\n")
+        for number, end in enumerate(ends):
+            if number % _TURN == 0:
+                await asyncio.sleep(0)
+            line += end
+            yield line
+            line = bytearray()
+        line += rest
+        if len(line) > _MOST:
+            raise OversizedError
 
 
 def _page(body: bytes) -> Page:
@@ -155,22 +179,22 @@ def _page(body: bytes) -> Page:
         metadata, items = page["metadata"], page.get("items") or []
         version, cursor = metadata["resourceVersion"], metadata.get("continue") or ""
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise RoundFailedError("malformed", f"the list can't be read: {error!r}") from None
+        raise RoundFailedError("malformed", f"the list can't be read: {error}") from None
     if not isinstance(items, list) or not isinstance(version, str) or not version or not isinstance(cursor, str):
         raise RoundFailedError("malformed", "the list has the wrong shape")
     return Page(items, version, cursor)
 
 
-def _event(line: bytes) -> Event:
+def _event(line: bytes | bytearray) -> Event:
     try:
         event = json.loads(line)
         kind, raw = event["type"], event["object"]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise RoundFailedError("malformed", f"a line of the watch can't be read: {error!r}", relist=True) from None
+        raise RoundFailedError("malformed", f"a line of the watch can't be read: {error}", relist=True) from None
     if not isinstance(raw, dict) or kind not in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"):
         raise RoundFailedError("malformed", "a line of the watch has the wrong shape", relist=True)
     if kind == "ERROR":
-        raise _refusal(raw.get("code"), str(raw.get("message")))
+        raise _refusal(raw.get("code"), cut(str(raw.get("message"))))
     return Event(kind, raw)
 
 
@@ -189,4 +213,4 @@ def _message(body: bytes) -> str:
         message = json.loads(body)["message"]
     except (ValueError, LookupError, TypeError, RecursionError):
         message = body[:200].decode(errors="replace")
-    return str(message).strip()[:500]
+    return cut(str(message).strip())
