@@ -96,7 +96,9 @@ def fault_of_chain(error: Exception) -> Fault:
 
     Its text is never shown: it may hold what a program printed.
     """
-    code = getattr(error, "response", {}).get("Error", {}).get("Code", "") or type(error).__name__
+    response = getattr(error, "response", None)
+    said = response.get("Error", {}) if isinstance(response, dict) else {}
+    code = said.get("Code") or type(error).__name__
     where = getattr(error, "filename", None) or getattr(error, "kwargs", {}).get("provider", "")
     known = fault(code, detail=where)
     if known.kind is Kind.NODE:

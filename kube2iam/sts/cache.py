@@ -166,8 +166,7 @@ class CredentialCache:
 
     def entries(self) -> list[EntryState]:
         """All requests, as values without secrets."""
-        wall, monotonic = self._clock(), self._monotonic()
-        return [state(entry, wall, monotonic) for entry in self._entries.values()]
+        return [state(entry) for entry in self._entries.values()]
 
     async def run(self) -> None:
         """Open the source, then keep sessions fresh for ever."""

@@ -41,6 +41,13 @@ class _Role:
         """Whether no other request of the role does."""
         return self.searcher in {None, request} or now >= self.lease_until
 
+    def lead(self, request: AssumeRoleRequest, now: float) -> bool:
+        """Let `request` search, if no other does."""
+        if not self.may_search(request, now):
+            return False
+        self.searcher, self.lease_until = request, now + LEASE
+        return True
+
 
 class Durations:
     """The lengths that sessions are asked for, by role and for the caller as a whole. All are seconds.
@@ -83,10 +90,7 @@ class Durations:
             self._cap = UNKNOWN
         wanted = min(request.duration, self._cap)
         if not role.lengths.settled(wanted):
-            if not role.may_search(request, now):
-                return False
-            role.searcher, role.lease_until = request, now + LEASE
-            return True
+            return role.lead(request, now)
         if role.searcher == request:
             role.searcher = None
         if self._cap < request.duration:
@@ -101,13 +105,15 @@ class Durations:
 
         What it says of role chaining is about the caller, whatever the role.
         """
-        tomorrow = self._monotonic() + LOOK_AGAIN
+        now = self._monotonic()
+        tomorrow = now + LOOK_AGAIN
         if named == CHAINED < length:
             self._cap, self._cap_doubted = CHAINED, tomorrow
         elif length > SHORTEST:
             role = self._role(request)
             role.lengths.refuse(length, named)
             role.look_again = tomorrow
+            role.lead(request, now)
 
     def _role(self, request: AssumeRoleRequest) -> _Role:
         arn = str(request.arn)

@@ -117,17 +117,20 @@ class EntryState:
     wanted: bool
     """A live pod may use it."""
     expiration: int | None
-    """Seconds since the epoch; None without a session that serves."""
+    """Of the session that is here, be it over; seconds since the epoch."""
+    keeps_promise: bool
+    """Its sessions are long enough for the 25 minutes that SDKs want."""
     denial: Denial | None
     """The last failure, until a call succeeds."""
 
 
-def state(entry: Entry, wall: float, monotonic: float) -> EntryState:
+def state(entry: Entry) -> EntryState:
     """What may be shown of `entry`."""
-    session = entry.session if entry.serves(wall, monotonic) else None
+    session = entry.session
     return EntryState(
         request=entry.request,
         wanted=entry.wanted,
         expiration=session.credentials.expiration if session else None,
+        keeps_promise=session is None or session.keeps_promise,
         denial=entry.fault.denial if entry.fault else None,
     )

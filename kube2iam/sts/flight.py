@@ -89,7 +89,8 @@ class Flights:
     async def _fitted(self, request: AssumeRoleRequest, turn: Turn) -> Session | Fault:
         """One attempt; and another, if STS refuses the session's length, with one that is known to be allowed."""
         outcome = await self._attempt(request, turn, self._durations.choose)
-        if isinstance(outcome, Fault) and outcome.longest is not None:
+        too_long = isinstance(outcome, Fault) and outcome.longest is not None
+        if too_long and self._durations.known(request) < request.duration:
             outcome = await self._attempt(request, turn, self._durations.known)
         return outcome
 

@@ -30,6 +30,8 @@ class IntermediateRole:
         self._cache = cache
         self._request = request
         self._reloads = Reloads(monotonic)
+        self._given: Keys | None = None
+        """The latest."""
 
     @property
     def ready(self) -> asyncio.Event:
@@ -54,12 +56,12 @@ class IntermediateRole:
         except RefusedError:
             known = self._cache.fault(self._request) or fault(TIMEOUT)
             raise StsError(self._of_the_node(known)) from None
-        return Keys(session.access_key_id, session.secret_access_key, session.token)
+        self._given = Keys(session.access_key_id, session.secret_access_key, session.token)
+        return self._given
 
     def distrust(self, keys: Keys) -> bool:
         """Assume the role anew before the next call, every five seconds at most."""
-        session = self._cache.peek(self._request)
-        if session is not None and session.access_key_id == keys.access_key:
+        if keys == self._given:
             if not self._reloads.begin():
                 return False
             self._cache.renew(self._request)

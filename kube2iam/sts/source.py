@@ -62,6 +62,7 @@ class StsSource:
         self._session: Any = None
         self._sdk: Any = None
         self._client: Any = None
+        self._no_regions: set[str] = set()
         self.trouble = "the STS client is not made yet"
         """Why `open` has not returned yet."""
 
@@ -80,10 +81,21 @@ class StsSource:
     async def _set_up(self) -> None:
         loop = asyncio.get_running_loop()
         known = await loop.run_in_executor(self._threads, self._import)
-        named = _region(os.environ.get("AWS_REGION")) or _region(known)
+        named = self._named_region(os.environ.get("AWS_REGION")) or self._named_region(known)
         region = self._region or named or await self._discover_region()
         await loop.run_in_executor(self._threads, self._make_client, region)
         log.info("STS client made", extra={"sts.region": region, "sts.endpoint": host(self.endpoint)})
+
+    def _named_region(self, name: str | None) -> str:
+        """`name`, or nothing where it is no region, such as `aws-global`: the global endpoint is never asked."""
+        name = (name or "").strip()
+        try:
+            return name and REGION.parse(name)
+        except ValueError:
+            if name not in self._no_regions:
+                self._no_regions.add(name)
+                log.warning("not used: this is no region, and STS is always asked in one", extra={"sts.region": name})
+            return ""
 
     async def fetch(self, request: AssumeRoleRequest, patience: float) -> Credentials:
         """A new session, within `patience` seconds; raises StsError."""
@@ -227,16 +239,6 @@ def _own(load: Callable[[], Any]) -> Any:
         return load()
     except Exception as error:
         raise StsError(fault_of_chain(error)) from error
-
-
-def _region(name: str | None) -> str:
-    """`name`, or nothing where it is no region, such as `aws-global`: the global endpoint is never asked."""
-    name = (name or "").strip()
-    try:
-        return name and REGION.parse(name)
-    except ValueError:
-        log.warning("not used: this is no region, and STS is always asked in one", extra={"sts.region": name})
-        return ""
 
 
 def _ask_metadata_directly() -> None:

@@ -13,6 +13,7 @@ from kube2iam.sts.cache import CredentialCache
 from kube2iam.sts.durations import LEASE, LOOK_AGAIN, MOST_ROLES, Durations
 from kube2iam.sts.errors import CHAINED, Fault, fault
 from kube2iam.sts.flight import Unmetered
+from kube2iam.sts.gate import CALLS
 from tests.fakes.exact_time import exact_time
 from tests.fakes.sts import EPOCH, ScriptedSts, request, requests, running
 
@@ -116,7 +117,7 @@ class TestSearch:
     def test_the_shortest_one_refused_teaches_nothing(self) -> None:
         sts = Asked(0)
         assert sts.fly(request(duration=900)) == (0, False)
-        assert sts.calls == [900, 900]
+        assert sts.durations.known(request(duration=900)) == 900
         sts.longest = 3600
         assert sts.search(request()) == [3600]
 
@@ -343,6 +344,23 @@ class TestInTheCache:
             await asyncio.sleep(3600)
             assert len(sts.calls) <= begun + 20 + 30
             assert {life(cache, asked) for asked in wanted} == {14_400}
+
+    @exact_time
+    async def test_more_sessions_of_a_role_than_may_be_asked_for_at_once(self) -> None:
+        """Those that are out when the first is refused are refused too; the others use what is known by then."""
+        sts = ScriptedSts(script=allowing(3600))
+        async with running(sts) as cache:
+            cache.want(of_pod(number) for number in range(110))
+            assert await cache.warm(10) == []
+        assert Counter(asked.duration for _time, asked in sts.calls) == {HALF_DAY: CALLS, 3600: 110}
+
+    @exact_time
+    async def test_a_service_that_refuses_the_shortest_one_is_asked_once(self) -> None:
+        sts = ScriptedSts(script=allowing(0))
+        async with running(sts) as cache:
+            with pytest.raises(RefusedError, match="ValidationError"):
+                await cache.get(request(duration=900), asyncio.get_running_loop().time() + 0.8)
+            assert len(sts.calls) == 1
 
     @exact_time
     async def test_where_the_length_is_allowed_nobody_asks_twice(self) -> None:

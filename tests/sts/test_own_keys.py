@@ -171,6 +171,22 @@ async def test_a_web_identity_that_is_refused_is_the_nodes_trouble_by_its_name(
     assert "made-up-jwt" not in str(caught.value)
 
 
+async def test_a_source_that_hangs_up_is_the_nodes_trouble(
+    sts: HttpSts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The SDK's exceptions of this family have a response, which is None."""
+    token = tmp_path / "token"
+    token.write_text("made-up-jwt")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/agent")
+    sts.script = lambda _form: None
+    async with opened() as source:
+        with pytest.raises(StsError, match=r"cannot be loaded \(ConnectionClosedError\)") as caught:
+            await source.fetch(APP, 5)
+    assert caught.value.fault.kind is Kind.NODE
+    assert all(record.exc_info is None for record in caplog.records if record.name.startswith("kube2iam"))
+
+
 async def test_what_is_missing_or_fails_is_named(
     sts: HttpSts, process: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -208,6 +208,26 @@ async def test_a_region_that_is_none_is_named(
     source.close()
 
 
+async def test_and_that_once_however_long_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use_keys(monkeypatch, "http://nowhere.test")
+    monkeypatch.setenv("AWS_REGION", "us-east-1a")
+    asked = 0
+
+    async def discover() -> str:
+        nonlocal asked
+        asked += 1
+        if asked < 3:
+            raise OSError("refused")
+        return "eu-west-1"
+
+    source = StsSource(discover_region=discover)
+    await source.open()
+    assert [record.message[:8] for record in caplog.records] == ["not used", "the STS "]
+    source.close()
+
+
 async def test_without_a_region_it_says_so_and_asks_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -345,13 +365,13 @@ class TestFaults:
     async def test_settings_that_make_no_client_are_said_and_tried_again(
         self, sts: HttpSts, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "https://user:a-secret@not a url")
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "https://user:a@secret@not a url")
         source = StsSource(region="eu-west-1", discover_region=nowhere)
         opening = asyncio.create_task(source.open())
         while not caplog.records:
             await asyncio.sleep(0.01)
         assert "//…@not a url" in str(vars(caplog.records[0])["error"])
-        assert "a-secret" not in source.trouble
+        assert "secret" not in source.trouble
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         await opening
         assert (await source.fetch(APP, 5)).token
