@@ -76,7 +76,7 @@ def add_gauges(parts: Parts, health: Health, limits: PodLimits) -> None:
     add(
         "redirect_unmatched_pods",
         "Pods of this node that the rule does not match.",
-        lambda: {(): parts.coverage.unmatched} if parts.coverage else {},
+        lambda: _unmatched(parts),
     )
     add("pods", "Pods of this node that the agent serves.", lambda: {(): len(parts.index.pods())})
     add("cluster_silence_seconds", "Seconds since the API server said anything.", lambda: _silence(parts), "resource")
@@ -121,6 +121,11 @@ def _redirect_trouble(parts: Parts) -> str | None:
     return (parts.keeper and parts.keeper.last_error) or "the rule is not in the kernel yet"
 
 
+def _unmatched(parts: Parts) -> dict[tuple[str, ...], float]:
+    found = parts.coverage
+    return {} if found is None or found.unmatched is None else {(): found.unmatched}
+
+
 def _cold(parts: Parts) -> str:
     if not parts.index.synced:
         return "this node's pods are not known yet"
@@ -147,15 +152,16 @@ def _all_refused(parts: Parts) -> str | None:
     refused = _refused(parts)
     if len(refused) < SEVERAL or len(refused) < len(_in_use(parts)):
         return None
-    return f"STS refuses all {len(refused)} sessions of this node, the last one so: {refused[-1].explanation}"
+    return f"STS refuses all {len(refused)} sessions of this node, for example: {refused[-1].explanation}"
 
 
 def _shortest(parts: Parts) -> dict[tuple[str, ...], float]:
-    ends = [entry.expiration for entry in _in_use(parts) if entry.expiration is not None]
+    long = (entry for entry in _in_use(parts) if entry.keeps_promise)  # others are always about to end
+    ends = [entry.expiration for entry in long if entry.expiration is not None]
     return {(): min(ends) - time.time()} if ends else {}
 
 
 def _would_deny(parts: Parts) -> dict[tuple[str, ...], float]:
-    decisions = ((pod.namespace, parts.resolver.known_decision(pod)) for pod in parts.index.pods())
+    decisions = ((pod.namespace, parts.resolver.decide(pod)) for pod in parts.index.pods())
     denied = [name for name, decision in decisions if isinstance(decision, Grant) and decision.would_deny]
     return {(namespace,): count for namespace, count in Counter(denied).items()}

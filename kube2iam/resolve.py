@@ -110,11 +110,6 @@ class Resolver:
         """Whether the credentials of `grant` are at hand, for a pod that does not ask for them yet."""
         return self._cache.serves(grant.request)
 
-    def known_decision(self, pod: Pod) -> Decision | None:
-        """The decision about `pod` if it was made already."""
-        known = self._decisions.get(pod.uid)
-        return None if known is None else known[2]
-
     async def prepare(self, grant: Grant, deadline: float) -> None:
         """Have the credentials of `grant` fetched, for a pod that will ask for them at once. Raises nothing.
 

@@ -190,12 +190,13 @@ class Dispatch:
         What it costs counts as the asker's, unless that is the node: probes wait for nobody's share.
         """
         plan_at_metadata = request.plan is not None and request.plan.at_metadata and HOST in request.headers
-        if self._admin is None or plan_at_metadata or listen.redirected(connection.transport.get_extra_info("socket")):
+        wire = connection.transport.get_extra_info("socket")
+        if self._admin is None or plan_at_metadata or listen.redirected(wire):
             return replies.empty(404)
         if request.method not in READ:
             return replies.method_not_allowed("GET, HEAD")
-        owner = self._front.pods.find(request.address)
-        by_node = isinstance(owner, Denial) and owner.reason is Reason.NODE_ADDRESS
+        request.owner = owner = self._front.pods.find(request.address)
+        by_node = isinstance(owner, Denial) and (owner.reason is Reason.NODE_ADDRESS or listen.from_here(wire))
         return _page(self._admin, target) if by_node else _costly_page(self._admin, target)
 
     def _observe(self, request: Request, reply: Reply) -> None:

@@ -152,3 +152,8 @@ def limit_hops(connection: socket.socket, hops: int) -> None:
         connection.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, hops)
     else:
         connection.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, hops)
+
+
+def from_here(connection: socket.socket) -> bool:
+    """Whether the client is this machine: it asks by the address that it asks from."""
+    return bool(connection.getpeername()[0] == connection.getsockname()[0])

@@ -427,6 +427,7 @@ class TestAdminOnTheSamePort:
             (await port.connect(STRANGER)).send(request(LIST))
             await until(lambda: port.server.limits.held == 1)
             raw = f"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1:{port.number}\r\n\r\n".encode()
+            assert (await port.ask(raw, "127.0.0.1")).status == 200
             assert (await port.ask(raw, "127.0.0.5")).status == 503, "a pod's does"
             port.resolver.deny("127.0.0.5", Reason.NODE_ADDRESS)
             assert (await port.ask(raw, "127.0.0.5")).status == 200
