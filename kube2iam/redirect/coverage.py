@@ -82,8 +82,8 @@ class Coverage:
         self._changed = asyncio.Event()
         self._seen: frozenset[Addresses] = frozenset()
         self._said: Sequence[str] = ()
-        self.unmatched = 0
-        """How many pods the last look found left out."""
+        self.unmatched: int | None = None
+        """How many pods the last look found left out; None before the first."""
         self.problem: str | None = None
         """That in a sentence, with its mend; None if there were none."""
 

@@ -118,17 +118,14 @@ def test_the_agent_says_that_pods_read_the_nodes_role(layout: Layout, interfaces
         said = await agent.heard("pods are not redirected")
         assert (said["level"], said["redirect.interface"], said["redirect.pods"]) == ("error", link, 1)
         assert said["error"].endswith(f"use auto or add {layout.interface}")
-        assert f"redirect: {said['error']}" in (await agent.heard("ready"))["degraded"]
-        assert f"[!]redirect degraded: {said['error']}" in (await agent.page("/readyz?verbose"))[1]
-        metrics = (await agent.page("/metrics"))[1]
-        assert "kube2iam_redirect_unmatched_pods 1.0" in metrics
+        await page_with(agent, "/readyz?verbose", f"[!]redirect degraded: {said['error']}")
+        metrics = await page_with(agent, "/metrics", "kube2iam_redirect_unmatched_pods 1.0")
         assert 'kube2iam_degraded{cause="redirect"} 1.0' in metrics
         assert "kube2iam_redirect_present 1.0" in metrics
         assert ask(layout.pod, METADATA4) == "real"
 
     async def check_silent(agent: AgentProcess) -> None:
-        metrics = (await agent.page("/metrics"))[1]
-        assert "kube2iam_redirect_unmatched_pods 0.0" in metrics
+        await page_with(agent, "/metrics", "kube2iam_redirect_unmatched_pods 0.0")
         assert "redirect:" not in (await agent.heard("ready"))["degraded"]
         assert not any(line["msg"] == "pods are not redirected" for line in agent.lines)
 
