@@ -1,7 +1,6 @@
 """Two pods claim one address: ask the API server which of them is alive (`--resolve-duplicate-cache-ips`)."""
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable
 from typing import Protocol
@@ -9,6 +8,7 @@ from typing import Protocol
 import aiohttp
 
 from kube2iam.domain.pod import MalformedObjectError, Pod
+from kube2iam.kube import decode
 from kube2iam.kube.api import ClusterApi
 from kube2iam.kube.errors import ClusterUnavailableError, cut, refusal
 
@@ -60,7 +60,7 @@ class DuplicateResolver:
         self._counters.duplicate_asked()
         try:
             items = await self._list(address)
-        except (ClusterUnavailableError, aiohttp.ClientError, OSError, ValueError, LookupError, TypeError) as error:
+        except (ClusterUnavailableError, aiohttp.ClientError, OSError, ValueError) as error:
             log.warning("duplicate address not resolved", extra={"pod.status.ip": address, "error": cut(str(error))})
             return None
         owners = [pod for pod in map(self._readable, items) if pod and self._owns(pod, address)]
@@ -77,10 +77,8 @@ class DuplicateResolver:
         async with response:
             if response.status != 200:
                 raise ClusterUnavailableError(refusal(response.status))
-            items = json.loads(await response.read())["items"] or []
-        if not isinstance(items, list):
-            raise TypeError("the list has no items")
-        return items
+            page = decode.page(await response.read())
+        return [raw for part in page.slices() for raw in part]
 
     def _readable(self, raw: object) -> Pod | None:
         try:

@@ -19,8 +19,9 @@ from typing import Generic, NoReturn, Protocol, TypeVar
 from kube2iam.domain.pod import MalformedObjectError
 from kube2iam.kube.api import ClusterApi
 from kube2iam.kube.backoff import Backoff
+from kube2iam.kube.decode import Page
 from kube2iam.kube.faults import FaultCounters, Faults
-from kube2iam.kube.wire import PAGE, Event, OversizedError, Page, RoundFailedError, Wire
+from kube2iam.kube.wire import Event, OversizedError, RoundFailedError, Wire
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,6 @@ _HASTY = 1.0
 """A watch that ends within this many seconds has failed, however politely it ended."""
 _STEADY = 5.0
 """A watch that has stood this many seconds shows that all is well: the next failure is the first one again."""
-_SLICE = 50
-"""Objects that are projected in one go: some 5 ms."""
 _PAUSE = 5.0
 """Seconds between an object that is too long to be read and the LIST that it makes necessary."""
 _SPREAD = 0.2
@@ -132,32 +131,36 @@ class Reflector(Generic[T]):
     # LIST
 
     async def _list(self) -> None:
-        """Fill the store. Pages are projected one by one: decoded JSON takes seventy times the memory."""
+        """Fill the store, page by page."""
         spread = 1 + _SPREAD * (2 * self._random() - 1)
         self._list_due = (
             asyncio.get_running_loop().time() + self._resync * spread
         )  # also if it fails: the watch goes on
         objects: list[T] = []
-        cursor = ""
-        while True:
-            page = await self._page(cursor)
-            self.last_heard = self._clock()
-            for start in range(0, len(page.items), _SLICE):
-                objects.extend(self._projected(page.items[start : start + _SLICE]))
-                await asyncio.sleep(0)  # pods that ask meanwhile are not kept waiting
-            if page.cursor and page.cursor == cursor:
+        version, cursor = await self._take_page("", objects)
+        one_page = not cursor
+        while cursor:
+            version, following = await self._take_page(cursor, objects)
+            if following == cursor:
                 raise RoundFailedError("malformed", "the pages of the list never end")
-            cursor = page.cursor
-            if not cursor:
-                break
+            cursor = following
         self._store.replace(objects)
-        self._version, self._lost = page.version, False
-        self._at_hand = len(objects) <= PAGE  # what is at hand comes in one piece, and more would take much memory
+        self._version, self._lost = version, False
+        self._at_hand = one_page  # what is at hand comes in one piece, and more would take much memory
         self._faults.over()
         self._counters.listed(self.resource)
         if not self.synced.is_set():
             log.info("listed", extra={"resource": self.resource, "objects": len(objects)})
             self.synced.set()
+
+    async def _take_page(self, cursor: str, objects: list[T]) -> tuple[str, str]:
+        """Project a page, which is not kept; returns its version and the next one's cursor."""
+        page = await self._page(cursor)
+        self.last_heard = self._clock()
+        for part in page.slices():
+            objects.extend(self._projected(part))
+            await asyncio.sleep(0)  # pods that ask meanwhile are not kept waiting
+        return page.version, page.cursor
 
     async def _page(self, cursor: str) -> Page:
         try:

@@ -13,18 +13,26 @@ from typing import Any
 import aiohttp
 from aiohttp.http import HttpProcessingError
 
+from kube2iam.kube import decode
 from kube2iam.kube.api import ClusterApi
+from kube2iam.kube.decode import Page
 from kube2iam.kube.errors import ClusterUnavailableError, cut, refusal
 
-PAGE = 500
-"""Objects in a piece of a LIST."""
+_PAGE = 500
+"""Objects in a piece of a LIST, at most."""
 _MOST = 16 * 2**20
-"""Bytes of a watch's line. Etcd takes objects of 1.5 MiB, which it counts as protobuf: as JSON up to six times that."""
+"""Bytes of a watch's line, and of a piece of a LIST if it has more than one object.
+
+Etcd takes objects of 1.5 MiB, which it counts as protobuf: as JSON they are up to six times that.
+"""
+_COMFORT = _MOST // 2
+"""Bytes that a piece of a LIST should have at most, as far as that can be told from the one before."""
 _TURN = 20
 """Events between two turns of the loop, some 1 ms: many may come in one piece."""
 _LIST_TIMEOUT = 60.0
 _BREAKS = (aiohttp.ClientError, HttpProcessingError, OSError)
 _LONGEST_RETRY_AFTER = 120.0
+_LONGEST_REFUSAL = 2**20
 _BAD_VERSION = {400, 410, 422}
 """What the server says to a version that it has forgotten, or can't read."""
 _BEHIND = "Too large resource version"
@@ -52,13 +60,8 @@ class OversizedError(RoundFailedError):
         super().__init__("malformed", f"a line of the watch is longer than {_MOST} bytes", relist=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A piece of a LIST; `cursor` asks for the next one and is empty in the last."""
-
-    items: list[object]
-    version: str
-    cursor: str
+class _TooLongError(Exception):
+    """More bytes than can be held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class Wire:
         self._api = api
         self._path = f"/api/v1/{resource}"
         self._selector = [("fieldSelector", field_selector)] if field_selector else []
+        self._limit = _PAGE
 
     async def page(self, cursor: str, *, not_older_than: str = "") -> Page:
         """The page of a LIST that `cursor` asks for; the first one if it is empty, of the most recent state.
@@ -91,15 +95,28 @@ class Wire:
         With `not_older_than`, a version, the first page is the last too: all of a state that the server has at hand.
         It goes without `limit`, with which older servers turn to etcd; and a `cursor` has its own version in it.
         https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions
+
+        What is too long is asked for again in smaller pieces. A single object is read however long it is.
         """
-        if cursor:
-            how = [("limit", str(PAGE)), ("continue", cursor)]
-        elif not_older_than:
-            how = [("resourceVersion", not_older_than), ("resourceVersionMatch", "NotOlderThan")]
-        else:
-            how = [("limit", str(PAGE))]
+        at_hand = [("resourceVersion", not_older_than), ("resourceVersionMatch", "NotOlderThan")]
+        while True:
+            paged = [("limit", str(self._limit)), *([("continue", cursor)] if cursor else [])]
+            whole = bool(not_older_than) and not cursor
+            try:
+                return await self._page(at_hand if whole else paged, bounded=whole or self._limit > 1)
+            except _TooLongError:
+                not_older_than = ""
+                self._limit = self._limit if whole else max(1, self._limit // 8)
+
+    async def _page(self, how: Sequence[tuple[str, str]], *, bounded: bool) -> Page:
         async with await self._get([*self._selector, *how], timeout=_LIST_TIMEOUT) as response:
-            return _page(await _read(response))
+            body = await _read(response, _MOST if bounded else None)
+        try:
+            page = decode.page(body)
+        except ValueError as error:
+            raise RoundFailedError("malformed", f"the list can't be read: {error}") from None
+        self._limit = min(_PAGE, max(1, max(1, len(page)) * _COMFORT // len(body)))
+        return page
 
     @asynccontextmanager
     async def watch(self, version: str, *, window: float, silence: float) -> AsyncIterator[AsyncIterator[Event]]:
@@ -134,17 +151,31 @@ class Wire:
         if response.status == 200:
             return response
         async with response:
-            message = _message(await _read(response))
+            message = _message(await _beginning(response))
         raise _refusal(response.status, message, response.headers.get("Retry-After", ""))
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
+async def _read(response: aiohttp.ClientResponse, most: int | None) -> bytearray:
+    """The body; raises _TooLongError where it has more than `most` bytes."""
+    body = bytearray()
     try:
-        return await response.read()
+        async for piece in response.content.iter_any():
+            body += piece
+            if most is not None and len(body) > most:
+                raise _TooLongError
     except TimeoutError:
         raise RoundFailedError("silent", "the answer did not end in time") from None
     except _BREAKS as error:
         raise RoundFailedError("broken", f"the connection broke: {error}") from None
+    return body
+
+
+async def _beginning(response: aiohttp.ClientResponse) -> bytes | bytearray:
+    """The body of a refusal, which is short if it is the API server's own."""
+    try:
+        return await _read(response, _LONGEST_REFUSAL)
+    except _TooLongError:
+        return b"a long text"
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncGenerator[Event]:
@@ -173,25 +204,12 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncGenerator[bytearray]:
             raise OversizedError
 
 
-def _page(body: bytes) -> Page:
-    try:
-        page = json.loads(body)
-        metadata, items = page["metadata"], page.get("items") or []
-        version, cursor = metadata["resourceVersion"], metadata.get("continue") or ""
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise RoundFailedError("malformed", f"the list can't be read: {error}") from None
-    if not isinstance(items, list) or not isinstance(version, str) or not version or not isinstance(cursor, str):
-        raise RoundFailedError("malformed", "the list has the wrong shape")
-    return Page(items, version, cursor)
-
-
 def _event(line: bytes | bytearray) -> Event:
     try:
-        event = json.loads(line)
-        kind, raw = event["type"], event["object"]
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        kind, raw = decode.event(line)
+    except ValueError as error:
         raise RoundFailedError("malformed", f"a line of the watch can't be read: {error}", relist=True) from None
-    if not isinstance(raw, dict) or kind not in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"):
+    if not isinstance(raw, dict) or kind not in {"ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"}:
         raise RoundFailedError("malformed", "a line of the watch has the wrong shape", relist=True)
     if kind == "ERROR":
         raise _refusal(raw.get("code"), cut(str(raw.get("message"))))
@@ -207,7 +225,7 @@ def _refusal(status: object, message: str, retry_after: str = "") -> RoundFailed
     return RoundFailedError(reason, refusal(code, message), retry_after=wait, relist=relist)
 
 
-def _message(body: bytes) -> str:
+def _message(body: bytes | bytearray) -> str:
     """What an answer that is not 200 says: a Status's message, or the beginning of its text."""
     try:
         message = json.loads(body)["message"]

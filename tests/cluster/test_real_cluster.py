@@ -20,7 +20,7 @@ from kube2iam.kube.duplicates import DuplicateResolver
 from kube2iam.kube.recorder import EventRecorder
 from kube2iam.kube.reflector import Reflector
 from kube2iam.kube.stores import NamespaceStore, PodStore
-from kube2iam.kube.wire import Page
+from kube2iam.kube.decode import Page
 from tests.cluster.apiserver import Admin, ApiServer, manifest
 from tests.cluster.relay import Relay, relay
 from tests.kube.following import Counted

@@ -7,15 +7,16 @@ from hypothesis import strategies as st
 
 from kube2iam.domain.index import PodIndex
 from kube2iam.domain.pod import MalformedObjectError
+from kube2iam.kube import decode
 from kube2iam.kube.stores import NamespaceStore, PodStore
-from kube2iam.kube.wire import Event, RoundFailedError, _event, _page
+from kube2iam.kube.wire import Event, RoundFailedError, _event
 from tests.fakes.kube import namespace, pod
 
 SECTIONS = st.sampled_from(
     ["metadata", "spec", "status", "annotations", "podIPs", "containerStatuses", "deletionTimestamp"]
 )
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | SECTIONS, inner, max_size=4),
     max_leaves=12,
 )
@@ -30,6 +31,13 @@ def deep(raw: Any, path: tuple[str, ...], value: object) -> Any:
     head, *rest = path
     inner = raw.get(head)
     return raw | {head: deep(inner if isinstance(inner, dict) else {}, tuple(rest), value) if rest else value}
+
+
+def projected(raw: object) -> object:
+    try:
+        return PodStore(PodIndex(), everything).project(raw)
+    except MalformedObjectError as error:
+        return str(error)
 
 
 FIELDS = [
@@ -83,11 +91,27 @@ def test_any_object_is_read_or_called_malformed_and_can_be_forgotten(raw: object
 @given(body=st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_body_is_a_page_or_a_failed_round(body: bytes) -> None:
     try:
-        page = _page(body)
-    except RoundFailedError as failure:
-        assert failure.reason == "malformed"
+        page = decode.page(body)
+    except ValueError as error:
+        assert str(error)
     else:
         assert page.version
+        assert sum(map(len, page.slices())) == len(page)
+
+
+@given(raw=JSON)
+def test_an_object_of_any_shape_is_decoded_or_comes_whole(raw: object) -> None:
+    body = json.dumps({"metadata": {"resourceVersion": "1"}, "items": [raw]}).encode()
+    ((read,),) = decode.page(body).slices()
+    store = PodStore(PodIndex(), everything)
+    assert store.forget(read) == store.forget(raw)
+
+
+@given(field=st.sampled_from(FIELDS), value=JSON)
+def test_a_decoded_pod_is_what_the_whole_one_is(field: tuple[str, ...], value: object) -> None:
+    raw = deep(pod("a", ip="10.0.0.1"), field, value)
+    _, read = decode.event(json.dumps({"type": "ADDED", "object": raw}).encode())
+    assert projected(read) == projected(raw)
 
 
 @given(

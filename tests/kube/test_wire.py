@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from kube2iam.kube.wire import RoundFailedError, _event, _lines, _page
+from kube2iam.kube import decode
+from kube2iam.kube.wire import RoundFailedError, _event, _lines
 from tests.fakes.kube import Answer, FakeApiServer, error, event, listing, pod, stream
 from tests.fakes.virtual_time import virtual_time
 from tests.kube.following import following
@@ -101,6 +103,90 @@ async def test_an_object_that_is_too_long_costs_a_list_each_time_and_no_growing_
             assert here.counted.malformed["pods"] >= 5
 
 
+# Pages of a list
+
+
+def asked(server: FakeApiServer) -> list[tuple[str | None, str | None]]:
+    """What each LIST asked for: the limit and the cursor."""
+    return [(query.get("limit"), query.get("continue")) for query in server.lists_asked()]
+
+
+@virtual_time
+async def test_a_list_that_is_too_long_is_asked_for_in_smaller_pieces() -> None:
+    first, second, third = (noted(name, 6 * MIB) for name in "abc")
+    all_ = listing(first, second, third)
+    async with FakeApiServer() as server:
+        server.lists(
+            *(all_, all_, all_, listing(first, cursor="b"), listing(second, cursor="c"), listing(third)),
+            listing(pod("small")),
+        )
+        server.watches(stream(error(410)), stream())
+        async with following(server.url) as here:
+            await here.until("a", "b", "c")
+            await here.until("small")
+            assert set(here.counted.failures) == {"http-410"}
+    pieces = [("500", None), ("62", None), ("7", None), ("1", None), ("1", "b"), ("1", "c")]
+    assert asked(server)[:7] == [*pieces, ("1", None)]
+
+
+@virtual_time
+async def test_pieces_grow_again_as_what_is_in_them_gets_smaller() -> None:
+    large = [noted(f"large{number}", 2 * MIB) for number in range(9)]
+    small = [pod(f"small{number}") for number in range(3)]
+    async with FakeApiServer() as server:
+        server.lists(
+            *(listing(*large), listing(*large), listing(*large[:7], cursor="x"), listing(*large[7:], cursor="y")),
+            *(listing(*small[:2], cursor="z"), listing(*small[2:])),
+        )
+        server.watches(stream())
+        async with following(server.url) as here:
+            await here.until(*(raw["metadata"]["name"] for raw in [*large, *small]))
+    assert asked(server) == [("500", None), ("62", None), ("7", None), ("3", "x"), ("3", "y"), ("500", "z")]
+
+
+@virtual_time
+async def test_what_is_at_hand_and_too_long_is_listed_in_pieces() -> None:
+    first, second = noted("a", 9 * MIB, version="9"), noted("b", 9 * MIB, version="9")
+    async with FakeApiServer() as server:
+        server.lists(
+            listing(pod("old"), version="7"),
+            *(listing(first, second, version="9"), listing(first, cursor="x", version="9"), listing(second)),
+        )
+        server.watches(stream(error(410)), stream())
+        async with following(server.url) as here:
+            await here.until("a", "b")
+            assert set(here.counted.failures) == {"http-410"}
+    assert asked(server) == [("500", None), (None, None), ("500", None), ("1", "x")]
+
+
+@virtual_time
+async def test_a_single_object_is_read_however_long_it_is() -> None:
+    async with FakeApiServer() as server:
+        server.lists(listing(noted("a", 17 * MIB)))
+        server.watches(stream())
+        async with following(server.url) as here:
+            await here.until("a")
+    assert [limit for limit, _ in asked(server)] == ["500", "62", "7", "1"]
+
+
+def test_what_is_not_read_of_a_pod_is_not_built() -> None:
+    raw = pod("a", spec={"nodeName": "n1", "containers": [{"envFrom": [{"configMapRef": {"name": "x"}}] * 95_000}]})
+    body = json.dumps({"metadata": {"resourceVersion": "1"}, "items": [raw] * 2}).encode()
+    tracemalloc.start()
+    try:
+        parts = list(decode.page(body).slices())
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+    assert parts == [[raw | {"spec": {"nodeName": "n1"}}], [raw | {"spec": {"nodeName": "n1"}}], []]
+
+
+def test_objects_are_decoded_a_few_at_a_time() -> None:
+    many = [pod("small")] * 120 + [noted("large", MIB // 4)] * 8
+    body = json.dumps({"metadata": {"resourceVersion": "1"}, "items": many}).encode()
+    assert [len(part) for part in decode.page(body).slices()] == [50, 50, 24, 4, 0]
+
+
 # What is said of it is short
 
 
@@ -109,8 +195,8 @@ LONG = b'"\xff' + b"x" * MIB
 
 @pytest.mark.parametrize("body", [LONG, b'{"metadata": {"resourceVersion": "' + LONG + b'"}}'])
 def test_a_body_that_cannot_be_read_is_not_repeated(body: bytes) -> None:
-    for read in (_page, _event):
-        with pytest.raises(RoundFailedError) as raised:
+    for read, kind in ((decode.page, ValueError), (_event, RoundFailedError)):
+        with pytest.raises(kind) as raised:
             read(body)
         assert 10 < len(str(raised.value)) < 600
 
