@@ -16,11 +16,11 @@ from kube2iam.domain.index import PodIndex
 from kube2iam.domain.pod import Pod
 from kube2iam.kube.api import ClusterApi
 from kube2iam.kube.backoff import Backoff
+from kube2iam.kube.decode import Page
 from kube2iam.kube.duplicates import DuplicateResolver
 from kube2iam.kube.recorder import EventRecorder
 from kube2iam.kube.reflector import Reflector
 from kube2iam.kube.stores import NamespaceStore, PodStore
-from kube2iam.kube.decode import Page
 from tests.cluster.apiserver import Admin, ApiServer, manifest
 from tests.cluster.relay import Relay, relay
 from tests.kube.following import Counted
@@ -223,6 +223,18 @@ async def test_later_lists_are_accepted_and_bring_what_is_there(
         assert not here.counted.failures
     assert all(asked[1:]), "versions seen before"
     assert len(set(asked)) > 1
+
+
+async def test_the_pages_of_a_list_may_differ_in_length(server: ApiServer, admin: Admin, tmp_path: Path) -> None:
+    async with mirror(server, tmp_path) as here, pods(admin, "one", "two", "three"):
+        for name in ("one", "two", "three"):
+            await admin.pod(name, "a")
+        wire = here.pods._wire
+        wire._limit = 1
+        first = await wire.page("")
+        second = await wire.page(first.cursor)
+        assert (len(first), len(second), second.cursor) == (1, 2, "")
+        assert second.version == first.version
 
 
 async def test_an_etcd_that_is_restored_from_a_backup(server: ApiServer, admin: Admin, tmp_path: Path) -> None:
