@@ -4,7 +4,9 @@ The only module that imports `msgspec`. A pod may be megabytes of JSON: with `js
 loop, and a dozen times the memory.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import GenericAlias
 from typing import Any, cast
@@ -12,6 +14,8 @@ from typing import Any, cast
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+_DEEPEST = 12_000
+"""How deep JSON may be nested: more than the API server lets through (10,000), which any object may use up."""
 _SLICE = 50
 _SLICE_BYTES = 2**20
 """Objects, and bytes of JSON, that are decoded and projected in one go: some 5 ms."""
@@ -104,16 +108,29 @@ def event(line: bytes | bytearray) -> tuple[str, object]:
 def _read(raw: Raw) -> object:
     """What of an object is read; all of one that has another shape, None for one that is no JSON."""
     try:
-        try:
-            return msgspec.to_builtins(_READ.decode(raw))
-        except msgspec.ValidationError:
-            return _WHOLE.decode(raw)
+        with _deep():
+            try:
+                return msgspec.to_builtins(_READ.decode(raw))
+            except msgspec.ValidationError:
+                return _WHOLE.decode(raw)
     except (ValueError, RecursionError):
         return None
 
 
 def _decoded(decoder: "msgspec.json.Decoder[Any]", body: bytes | bytearray | Raw) -> Any:
     try:
-        return decoder.decode(cast("bytes", body))
+        with _deep():
+            return decoder.decode(cast("bytes", body))
     except RecursionError as error:
         raise ValueError(str(error)) from None
+
+
+@contextmanager
+def _deep() -> Iterator[None]:
+    """Let decoders go as deep as objects may: they count against Python's own limit, also where they only pass over."""
+    usual = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(usual, _DEEPEST))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(usual)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Sequence
@@ -223,3 +224,23 @@ async def test_long_names_and_values_of_an_object_left_out_are_cut(caplog: pytes
             await server.until_asked(2)
     (record,) = [record for record in caplog.records if "left out" in record.getMessage()]
     assert max(len(str(value)) for value in vars(record).values()) < 600
+
+
+@pytest.mark.parametrize("depth", [1500, 9900])
+def test_what_is_nested_as_deep_as_the_api_server_allows_is_read(depth: int) -> None:
+    """Whoever may create one object must not stop the listing of all; the rest of it is read as always."""
+    fields = '{"a":' * depth + "1" + "}" * depth
+    deep = f'{{"metadata": {{"name": "deep", "managedFields": [{{"fieldsV1": {fields}}}]}}, "spec": {fields}}}'
+    body = f'{{"metadata": {{"resourceVersion": "7"}}, "items": [{{"metadata": {{"name": "a"}}}}, {deep}]}}'
+    limit = sys.getrecursionlimit()
+    ((first, second),) = decode.page(body.encode()).slices()
+    assert first == {"metadata": {"name": "a"}}
+    assert second == {"metadata": {"name": "deep"}, "spec": {}}
+    assert decode.event(f'{{"type": "ADDED", "object": {deep}}}'.encode()) == ("ADDED", second)
+    assert sys.getrecursionlimit() == limit
+
+
+def test_what_is_nested_deeper_still_costs_itself_only() -> None:
+    deep = "[" * 50_000 + "]" * 50_000
+    with pytest.raises(ValueError, match="recursion"):
+        decode.event(f'{{"type": "ADDED", "object": {deep}}}'.encode())
