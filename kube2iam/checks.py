@@ -162,6 +162,6 @@ def _shortest(parts: Parts) -> dict[tuple[str, ...], float]:
 
 
 def _would_deny(parts: Parts) -> dict[tuple[str, ...], float]:
-    decisions = ((pod.namespace, parts.resolver.decide(pod)) for pod in parts.index.pods())
-    denied = [name for name, decision in decisions if isinstance(decision, Grant) and decision.would_deny]
+    grants = (decision for decision in parts.prefetch.decisions if isinstance(decision, Grant))
+    denied = [grant.pod.namespace for grant in grants if grant.would_deny]
     return {(namespace,): count for namespace, count in Counter(denied).items()}

@@ -17,6 +17,7 @@ from kube2iam.redirect.routes import Route
 from kube2iam.settings import Settings
 from kube2iam.sts.errors import fault
 from kube2iam.sts.intermediate import IntermediateRole
+from kube2iam.sts.prefetch import Prefetch
 from tests.fakes.sts import ScriptedSts, request, running
 
 
@@ -81,7 +82,10 @@ async def test_what_to_alert_on(tmp_path: Path) -> None:
                 namespace, f"{name}-pod", f"{namespace}-{name}", 1.0, "n1", annotations={"iam.amazonaws.com/role": name}
             )
             parts.index.upsert_pod(pod)
-            parts.resolver.decide(pod)
+        parts.index.replace_pods(parts.index.pods())
+        parts.prefetch = Prefetch(parts.index, parts.resolver.decide, cache)
+        following = asyncio.create_task(parts.prefetch.run())
+        await parts.prefetch.primed.wait()
         cache.want([request(), request("refused")])
         await cache.warm(5)
         shown = parts.metrics.render().decode()
@@ -94,4 +98,6 @@ async def test_what_to_alert_on(tmp_path: Path) -> None:
         cache.want([request("refused"), request("refused", external_id="other")])
         await cache.warm(5)
         assert health.troubles()["sts-refused"].startswith("STS refuses all 2 sessions of this node")
+        following.cancel()
+        await asyncio.wait({following})
     await parts.upstream.aclose()

@@ -24,7 +24,8 @@ class Glob:
     __slots__ = ("_first", "_others")
 
     def __init__(self, pattern: str) -> None:
-        self._first, *self._others = pattern.split("*")
+        self._first, *others = pattern.split("*")
+        self._others = [*filter(None, others[:-1]), *others[-1:]]  # without what is between stars side by side
 
     def fullmatch(self, text: str) -> bool:
         """Whether the pattern is the whole of `text`."""

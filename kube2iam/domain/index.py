@@ -128,6 +128,10 @@ class PodIndex:
         """This node's pods that may have an identity of their own, also those still without an address."""
         return [pod for pod in self._pods.values() if not pod.host_network and not pod.finished]
 
+    def holds(self, pod: Pod) -> bool:
+        """Whether `pod` is what is known of it at present: this very object."""
+        return self._pods.get(pod.uid) is pod
+
     def addresses(self) -> Collection[str]:
         """Every address that a pod of this node claims."""
         return list(self._claims)

@@ -162,10 +162,10 @@ def _external_id(key: str, text: str | None) -> str | None:
 
 def _policy_arns(text: str | None, role: RoleArn) -> tuple[str, ...]:
     """The policies that narrow the session. An annotation that seems to name some must not narrow nothing."""
+    if text and len(text) > _LONGEST_TEXT:  # first: a longer one may be cut
+        raise InvalidAnnotationError(f"annotation {POLICY_ARNS}: it has more than {_LONGEST_TEXT} characters")
     if not text or not text.strip():
         return ()
-    if len(text) > _LONGEST_TEXT:
-        raise InvalidAnnotationError(f"annotation {POLICY_ARNS}: it has more than {_LONGEST_TEXT} characters")
     items = json_texts(text) if text.lstrip().startswith("[") else tuple(item.strip() for item in text.split(","))
     if items is None:
         raise InvalidAnnotationError(

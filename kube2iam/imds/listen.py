@@ -156,4 +156,7 @@ def limit_hops(connection: socket.socket, hops: int) -> None:
 
 def from_here(connection: socket.socket) -> bool:
     """Whether the client is this machine: it asks by the address that it asks from."""
-    return bool(connection.getpeername()[0] == connection.getsockname()[0])
+    try:
+        return bool(connection.getpeername()[0] == connection.getsockname()[0])
+    except OSError:
+        return False  # it has gone

@@ -13,7 +13,7 @@ _ROOT = Reply(200, "\n".join(VERSIONS).encode())
 _TREE = Reply(200, b"dynamic\nmeta-data")
 _TREE_AND_USER_DATA = Reply(200, b"dynamic\nmeta-data\nuser-data")
 _MOST_LINES = 1000
-"""Of a listing: patterns look at each."""
+"""Of a listing: patterns look at each. No directory of the real service has as many entries."""
 
 
 def root(_front: Front, _request: Request, _target: Target) -> Answer:
@@ -45,8 +45,10 @@ async def _value(front: Front, request: Request, target: Target) -> Reply:
     path = target.path.removesuffix("/")
     if reply.status != 200 or front.allowlist.check(path) is not Allowed.EITHER:
         return reply
-    lines = reply.body.split(b"\n", _MOST_LINES)[:_MOST_LINES]
-    shown = [line for line in lines if not front.allowlist.hidden(path, line.decode("latin-1"))]
+    lines = reply.body.split(b"\n")
+    if len(lines) > _MOST_LINES and path == target.path:
+        return reply  # it is no listing, then
+    shown = [line for line in lines[:_MOST_LINES] if not front.allowlist.hidden(path, line.decode("latin-1"))]
     body = b"\n".join(shown)
     return reply if body == reply.body else Reply(200, body)
 

@@ -65,6 +65,7 @@ class IntermediateRole:
             if not self._reloads.begin():
                 return False
             self._cache.renew(self._request)
+            self._given = None
         return True
 
     def explain(self, refused: Fault) -> Fault:

@@ -24,6 +24,9 @@ class Pods(Protocol):
     def pods(self) -> Collection[Pod]:
         """The live pods of this node."""
 
+    def holds(self, pod: Pod) -> bool:
+        """Whether `pod` is known as it is."""
+
     def subscribe(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
         """Call `wake` at every change if `key` is empty; returns what ends that."""
 
@@ -43,6 +46,8 @@ class Prefetch:
         self._decide = decide
         self._cache = cache
         self._changed = asyncio.Event()
+        self.decisions: list[Decision] = []
+        """What the last look decided about this node's pods."""
         self.primed = asyncio.Event()
         """The cache has been told once, from a complete index and by an agent that can decide."""
 
@@ -66,11 +71,13 @@ class Prefetch:
 
     async def _look(self) -> None:
         """Decide about all pods, a few in each turn of the loop. What changes meanwhile is looked at again."""
-        decisions = []
+        decisions: list[Decision] = []
         for number, pod in enumerate(self._index.pods(), 1):
-            decisions.append(self._decide(pod))
+            if self._index.holds(pod):  # it may be another by now
+                decisions.append(self._decide(pod))
             if number % _TOGETHER == 0:
                 await asyncio.sleep(0)
         self._cache.want(decision.request for decision in decisions if isinstance(decision, Grant))
+        self.decisions = decisions
         if not any(isinstance(decision, Denial) and decision.reason is Reason.NOT_READY for decision in decisions):
             self.primed.set()

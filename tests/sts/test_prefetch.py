@@ -22,7 +22,10 @@ class Index:
     wakes: list[Callable[[], None]] = field(default_factory=list)
 
     def pods(self) -> Collection[Pod]:
-        return self.live
+        return list(self.live)
+
+    def holds(self, pod: Pod) -> bool:
+        return any(pod is known for known in self.live)
 
     def subscribe(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
         assert key == ""
@@ -99,6 +102,30 @@ async def test_others_have_their_turn_while_a_full_node_is_decided_about() -> No
             await asyncio.sleep(0)
     assert len(wanted.told[0]) == 110
     assert turns >= 25
+
+
+@exact_time
+async def test_a_pod_that_changes_during_a_look_is_decided_about_as_it_is() -> None:
+    heard: list[Pod] = []
+    index, wanted = Index([pod(f"pod-{number}") for number in range(20)]), Wanted()
+    old, new = index.live[-1], pod("pod-19")
+
+    def note(asked: Pod) -> Decision:
+        heard.append(asked)
+        if asked.name == "pod-0":
+            index.live[-1] = new
+            index.change()
+        return decide(asked)
+
+    prefetch = Prefetch(index, note, wanted)
+    index.live = list(index.live)
+    task = asyncio.create_task(prefetch.run())
+    await prefetch.primed.wait()
+    await asyncio.sleep(1)
+    assert any(asked is new for asked in heard)
+    assert not any(asked is old for asked in heard)
+    task.cancel()
+    await asyncio.wait({task})
 
 
 @exact_time

@@ -511,6 +511,13 @@ class TestIntermediateRole:
             assert (await source.fetch(APP, 5)).token
             assert middle.trouble is None
 
+    async def test_all_calls_that_were_out_with_a_refused_session_are_made_again(self, sts: HttpSts) -> None:
+        async with between(request("broker")) as (_source, middle):
+            refused = await middle.keys()
+            assert [middle.distrust(refused) for _call in range(3)] == [True] * 3
+            await middle.keys()
+            assert len(sts.forms) == 2
+
     async def test_who_still_uses_the_old_session_is_given_the_new_one(self, sts: HttpSts) -> None:
         async with between(request("broker")) as (_source, middle):
             keys = await middle.keys()
