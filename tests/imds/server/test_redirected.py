@@ -1,12 +1,15 @@
 """Whether a connection came through the redirect, told by a real kernel in a network namespace of its own."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from kube2iam.imds import listen
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
@@ -63,3 +66,8 @@ def test_the_kernel_knows_what_was_asked(namespace: str) -> None:
     assert said.splitlines() == [
         "169.254.169.254 True", "127.0.0.1 False", "10.9.8.7 False", "fd00:ec2::254 True", "::1 False",
     ]  # fmt: skip
+
+
+def test_a_client_that_has_gone_is_not_from_here() -> None:
+    with socket.socket() as unconnected:
+        assert not listen.from_here(unconnected)
