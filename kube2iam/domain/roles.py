@@ -25,6 +25,15 @@ class AssumeRoleRequest:
     tags: tuple[tuple[str, str], ...] = ()
     """(key, value), sorted by key."""
     transitive_tag_keys: tuple[str, ...] = ()
+    _hash: int = field(init=False, repr=False, compare=False, default=0)
+    """Computed once: it is looked up with each warm answer."""
+
+    def __post_init__(self) -> None:
+        fields = self.arn, self.session_name, self.duration, self.external_id, self.source_identity
+        object.__setattr__(self, "_hash", hash((*fields, self.policy_arns, self.tags, self.transitive_tag_keys)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import json
 import re
 import string
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
@@ -378,3 +378,23 @@ def test_whatever_is_annotated_sts_would_accept_the_request_or_it_is_refused_her
     assert all(len(value) <= 256 for _, value in request.tags)
     assert list(request.tags) == sorted(request.tags)
     assert request.source_identity == "web-0"
+
+
+def test_the_key_of_the_cache_is_the_whole_request() -> None:
+    whole = shape(session_tags=True).request(ROLE, pod(), None)
+    changes: dict[str, object] = {
+        "arn": RoleArn("aws", "123456789012", "/", "other"),
+        "session_name": "other",
+        "duration": 900,
+        "external_id": "other",
+        "source_identity": "other",
+        "policy_arns": (_POLICY,),
+        "tags": (),
+        "transitive_tag_keys": ("team",),
+    }
+    assert set(changes) == {field.name for field in fields(whole) if field.compare}
+    assert (replace(whole), hash(replace(whole))) == (whole, hash(whole))
+    for name, value in changes.items():
+        other = replace(whole, **{name: value})
+        assert other != whole
+        assert hash(other) != hash(whole)
