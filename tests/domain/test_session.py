@@ -5,6 +5,7 @@ import re
 import string
 import time
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -382,7 +383,7 @@ def test_whatever_is_annotated_sts_would_accept_the_request_or_it_is_refused_her
 
 def test_the_key_of_the_cache_is_the_whole_request() -> None:
     whole = shape(session_tags=True).request(ROLE, pod(), None)
-    changes: dict[str, object] = {
+    changes: dict[str, Any] = {
         "arn": RoleArn("aws", "123456789012", "/", "other"),
         "session_name": "other",
         "duration": 900,
