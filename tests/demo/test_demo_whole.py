@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -43,13 +43,20 @@ def said(*command: str) -> str:
 
 
 def children(pid: int) -> set[int]:
-    """Every living descendant."""
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        own = {int(word) for task in tasks for word in (task / "children").read_text().split()}
-    except (FileNotFoundError, ProcessLookupError):
-        return set()
-    return own.union(*map(children, own))
+    """Every living descendant, once two looks agree: threads come and go, and hand their children on."""
+    seen, now = None, _children(pid)
+    while now != seen:
+        seen, now = now, _children(pid)
+    return now
+
+
+def _children(pid: int) -> set[int]:
+    own: set[int] = set()
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                own.update(map(int, (task / "children").read_text().split()))
+    return own.union(*map(_children, own))
 
 
 def wait_until_gone(pids: set[int]) -> None:
